@@ -1,0 +1,40 @@
+"""Backend port: the models behind the gateway, however they are reached."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve.core.request import GenerateRequest, TokenDelta
+
+
+@dataclass(frozen=True)
+class ModelReadiness:
+    """How ready one model is.
+
+    Attributes:
+        model: Its id.
+        ready_replicas: Replicas that take requests now.
+        target_replicas: Replicas that are wanted now.
+        message: What the others are doing, for people.
+    """
+
+    model: str
+    ready_replicas: int
+    target_replicas: int
+    message: str = ""
+
+
+class Backend(Protocol):
+    """Carries a sequence to a replica of its model, and its tokens back."""
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        """Stream a sequence as `Engine.generate` does; deltas that were queued together arrive merged.
+
+        Closing the generator cancels the sequence.
+
+        Raises:
+            RequestError, Overloaded, EngineDead: As the engine; EngineDead also if the connection to it is lost.
+        """
+
+    async def readiness(self) -> list[ModelReadiness]:
+        """Return the state of every model. Takes no longer than a second; raises nothing."""
