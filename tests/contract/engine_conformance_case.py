@@ -170,8 +170,8 @@ class EngineProbe:
         """Wait for a condition that nobody announces."""
         try:
             async with asyncio.timeout(self.case.deadline_s):
-                while not condition():
-                    await asyncio.sleep(0.002)  # noqa: ASYNC110  # an engine announces nothing
+                while not condition():  # noqa: ASYNC110  # an engine announces nothing
+                    await asyncio.sleep(0.002)
         except TimeoutError:
             raise AssertionError(f"not {what} after {self.case.deadline_s} s: {self.engine.stats()}") from None
 
