@@ -16,7 +16,7 @@ class GatewaySettings(StrictModel):
     )
     max_in_flight: PositiveInt = Field(
         default=4096,
-        description="Sequences that one gateway process holds at once; more are refused with status 429 and Retry-After.",
+        description="Sequences that one gateway process holds at once; more get status 429 and Retry-After.",
     )
     default_max_tokens: PositiveInt | None = Field(
         default=None,

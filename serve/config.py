@@ -1,0 +1,168 @@
+"""Models of configs/deployments: `args` of the application in a Serve config file, checked before anything starts."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+
+from serve.core.strict_model import StrictModel
+from serve.engines.simulated.settings import SimulatedSettings
+from serve.engines.transformers.settings import TransformersSettings
+from serve.errors import ConfigError
+from serve.ingress.settings import GatewaySettings
+from serve.workers.settings import ReplicaResources, ReplicaSettings, ScalingSettings
+
+BUILTIN_MODELS = Path(__file__).parent / "models"
+_BUILTIN = "builtin:"
+
+
+def _engine_section(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+EngineSettings = Annotated[
+    TransformersSettings | SimulatedSettings, Field(discriminator="kind"), BeforeValidator(_engine_section)
+]
+
+
+class ModelConfig(StrictModel):
+    """One model: what to load, with which engine, on how many replicas."""
+
+    id: str = Field(
+        min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$", description="What clients put into `model`."
+    )
+    model: str = Field(
+        default="builtin:quickstart",
+        description="Checkpoint directory (config.json, tokenizer.json, *.safetensors), the same path on every node; "
+        "or builtin:quickstart, the small model that comes with the package.",
+    )
+    engine: EngineSettings = Field(
+        default=TransformersSettings(), description="Name of an engine, or a section with its `kind` and settings."
+    )
+    replicas: PositiveInt | None = Field(default=None, description="A fixed number of replicas; default 1.")
+    autoscaling: ScalingSettings | None = Field(default=None, description="A number that follows the load instead.")
+    resources: ReplicaResources = ReplicaResources()
+    limits: ReplicaSettings = ReplicaSettings()
+
+    @model_validator(mode="after")
+    def _replicas_or_autoscaling(self) -> Self:
+        if self.replicas is not None and self.autoscaling is not None:
+            raise ValueError("`replicas` and `autoscaling` exclude each other; remove one of them")
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """Where the checkpoint lies."""
+        if self.model.startswith(_BUILTIN):
+            return BUILTIN_MODELS / self.model.removeprefix(_BUILTIN)
+        return Path(self.model).expanduser()
+
+    @property
+    def deployment_name(self) -> str:
+        """Name of the model's Serve deployment; `serve status` and the `deployments` of a config file show it."""
+        return "model-" + "".join(c if c.isalnum() or c in "._-" else "-" for c in self.id)
+
+    def check_files(self) -> None:
+        """Raise ConfigError if the checkpoint directory is not there."""
+        if self.model.startswith(_BUILTIN) and not self.directory.is_dir():
+            known = ", ".join(f"{_BUILTIN}{path.name}" for path in sorted(BUILTIN_MODELS.iterdir()) if path.is_dir())
+            raise ConfigError(f"models[{self.id}].model: {self.model!r} is not built in; there is {known}")
+        missing = [name for name in ("config.json", "tokenizer.json") if not (self.directory / name).is_file()]
+        if missing:
+            raise ConfigError(
+                f"models[{self.id}].model: {self.directory} has no {' and no '.join(missing)}; give the directory of a "
+                "Hugging Face checkpoint, with the same path on every node"
+            )
+
+
+class GatewayConfig(StrictModel):
+    """The HTTP side: how many gateway processes, and their limits."""
+
+    replicas: PositiveInt = Field(default=1, description="Gateway processes; each can carry thousands of streams.")
+    num_cpus: NonNegativeFloat = Field(default=1.0, description="CPU cores that each reserves of its Ray node.")
+    max_ongoing_requests: PositiveInt = Field(
+        default=8192, description="HTTP requests that one gateway process holds; `limits.max_in_flight` refuses first."
+    )
+    drain_timeout_s: NonNegativeFloat = Field(default=300.0, description="A gateway that stops finishes its streams.")
+    limits: GatewaySettings = GatewaySettings()
+
+
+class AppConfig(StrictModel):
+    """`args` of `serve.app:build_app`."""
+
+    models: tuple[ModelConfig, ...] = Field(
+        default=(ModelConfig(id="quickstart"),), min_length=1, description="The models that are served."
+    )
+    gateway: GatewayConfig = GatewayConfig()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for what in ("id", "deployment_name"):
+            names = [getattr(model, what) for model in self.models]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two models have the same {what}: {', '.join(twice)}; give each its own `id`")
+        return self
+
+
+def parse_app_config(args: Any, source: str = "args") -> AppConfig:
+    """Check `args` of the application.
+
+    Args:
+        args: What the config file holds there.
+        source: File or section, for the message.
+
+    Raises:
+        ConfigError: Each mistake with its key, its value and the reason, one a line.
+    """
+    try:
+        return AppConfig.model_validate(args)
+    except ValidationError as exc:
+        raise ConfigError(_describe(exc, source)) from None
+
+
+def load_config(path: Path) -> dict[str, AppConfig]:
+    """Read a Serve config file and check the `args` of every application that is ours.
+
+    Returns:
+        The applications' names and configs.
+
+    Raises:
+        ConfigError: The file cannot be read, is no Serve config, or holds a mistake; names file and key.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{path}: {exc}") from None
+    applications = document.get("applications") if isinstance(document, dict) else None
+    if not isinstance(applications, list) or not all(isinstance(entry, dict) for entry in applications):
+        raise ConfigError(f"{path}: no list `applications`; see configs/quickstart.yaml for the form of a config file")
+    configs = {}
+    for number, entry in enumerate(applications):
+        if entry.get("import_path") == "serve.app:build_app":
+            source = f"{path}: applications[{number}].args"
+            config = parse_app_config(entry.get("args") or {}, source)
+            for model in config.models:
+                model.check_files()
+            configs[str(entry.get("name", "default"))] = config
+    if not configs:
+        raise ConfigError(f"{path}: no application has `import_path: serve.app:build_app`")
+    return configs
+
+
+def _describe(exc: ValidationError, source: str) -> str:
+    lines = []
+    for error in exc.errors(include_url=False):
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
+        value = "" if error["type"] in ("missing", "extra_forbidden") else f" (got {_shorten(error['input'])})"
+        reason = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            reason = "there is no such setting; check the spelling, or remove it"
+        lines.append(f"{source}{key}: {reason}{value}")
+    return "\n".join(lines)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,67 @@
+"""Gateway: the Serve ingress deployment. Wires the HTTP API to Serve's handles, decides nothing."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import serve as ray_serve
+from ray.serve.handle import DeploymentHandle
+
+from serve.datapath.listener import DeltaListener
+from serve.flags import missing_flags
+from serve.ingress.api import make_app
+from serve.ingress.models import ServedModel
+from serve.ingress.serve_backend import ServeBackend
+from serve.ingress.settings import GatewaySettings
+
+logger = logging.getLogger("ray.serve")
+
+
+@ray_serve.ingress()
+class Gateway:
+    """One process of the OpenAI-compatible HTTP API.
+
+    Args:
+        models: Id and checkpoint directory of every model.
+        deployments: Model id to the name of its deployment.
+        handles: Model id to its deployment.
+        limits: What applies until `user_config` says otherwise.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        models: Sequence[tuple[str, str]],
+        deployments: Mapping[str, str],
+        handles: Mapping[str, DeploymentHandle],
+        limits: GatewaySettings,
+    ) -> None:
+        self._settings = limits
+        self._default_settings = limits
+        self._models = [ServedModel.load(model_id, directory) for model_id, directory in models]
+        self._listener = DeltaListener(ray.util.get_node_ip_address())
+        await self._listener.start()
+        app_name = ray_serve.get_replica_context().app_name
+        self._backend = ServeBackend(handles, deployments, app_name, self._listener)
+        if missing := missing_flags():
+            logger.warning(
+                "Running without %s: streaming costs several times more CPU. Start Ray with `raytrt up`, or put "
+                'the output of `raytrt env` into its environment first: eval "$(raytrt env)".',
+                ", ".join(missing),
+            )
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve with the deployment's `user_config`, live: fields of GatewaySettings; the rest stays.
+
+        Raises:
+            ValidationError: An unknown key or a bad value; the settings stay as they were.
+        """
+        merged = self._default_settings.model_dump() | (user_config or {})
+        self._settings = GatewaySettings.model_validate(merged)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return make_app(self._models, self._backend, lambda: self._settings)
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_listener"):
+            await self._listener.close()

@@ -1,0 +1,144 @@
+"""ServeBackend: reaches the models through Serve's handles; their tokens come back through a DeltaListener.
+
+A sequence is one unary handle call that lasts as long as the sequence, so that Serve's routing, slots, limits,
+cancellation, autoscaling signals and drains all see it, while the tokens of all sequences of a replica travel together,
+one message for each engine step: a Serve stream costs ~200 us of CPU for each message of each sequence.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+
+from ray import serve as ray_serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from serve.core.request import GenerateRequest, TokenDelta
+from serve.datapath.listener import DeltaListener, DeltaStream
+from serve.errors import EngineDead, Overloaded
+from serve.ingress.backend import ModelReadiness
+
+logger = logging.getLogger("ray.serve")
+
+# A call that has returned has sent its last delta; if that has not come after this time, the connection is broken.
+LAST_DELTA_TIMEOUT_S = 10.0
+STATUS_MAX_AGE_S = 1.0
+
+
+class ServeBackend:
+    """Backend port over Serve deployments.
+
+    Args:
+        handles: Model id to the handle of its EngineReplica deployment.
+        deployments: Model id to that deployment's name.
+        app_name: The Serve application that they belong to.
+        listener: Started; receives the deltas.
+    """
+
+    def __init__(
+        self,
+        handles: Mapping[str, DeploymentHandle],
+        deployments: Mapping[str, str],
+        app_name: str,
+        listener: DeltaListener,
+    ) -> None:
+        # gRPC instead of the object store also where the process-wide switch is not set; pickle, because a request
+        # knows how to pickle itself.
+        self._methods = {
+            model: handle.options(method_name="generate", _by_reference=False, request_serialization="pickle")
+            for model, handle in handles.items()
+        }
+        self._deployments = dict(deployments)
+        self._app_name = app_name
+        self._listener = listener
+        self._calls: set[asyncio.Task[None]] = set()
+        self._readiness: list[ModelReadiness] = []
+        self._readiness_at_s = float("-inf")
+        self._refresh: asyncio.Task[list[ModelReadiness]] | None = None
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        """Stream a sequence; see `Backend.generate`."""
+        address, stream = self._listener.open()
+        request = _with_reply_to(request, address.to_text())
+        # An empty context of its own: Serve's router indexes waiting calls by the HTTP request that they belong to, and
+        # loses all but one of those that share it (n > 1, batches). Cancelling is done below, not by inheritance.
+        call = asyncio.get_running_loop().create_task(
+            self._call(self._methods[request.model], request, stream), context=contextvars.Context()
+        )
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        finished = False
+        try:
+            while not finished:
+                delta = await stream.next()
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            self._listener.close_stream(address)
+            stream.closed = True
+            if not finished:
+                call.cancel()
+
+    async def _call(self, generate: DeploymentHandle, request: GenerateRequest, stream: DeltaStream) -> None:
+        try:
+            await generate.remote(request)
+        except BackPressureError as exc:
+            stream.fail(Overloaded(f"every replica of {request.model} is full: {exc.message}"))
+        except DeploymentUnavailableError:
+            stream.fail(Overloaded(f"{request.model} has no replica that could be started; see /ready", 10.0))
+        except (RayError, RayServeException) as exc:
+            logger.warning("Sequence %s lost its replica: %s", request.request_id, _first_line(exc))
+            stream.fail(EngineDead(f"the replica of {request.model} that served this request is gone"))
+        except Exception as exc:
+            logger.exception("Sequence %s could not be sent to a replica.", request.request_id)
+            stream.fail(EngineDead(f"the request could not be sent to a replica: {type(exc).__name__}"))
+        if not stream.closed:
+            await asyncio.sleep(LAST_DELTA_TIMEOUT_S)
+            stream.fail(EngineDead(f"the last tokens of a replica of {request.model} were lost on the way"))
+
+    async def readiness(self) -> list[ModelReadiness]:
+        """Return the state of every model, at most `STATUS_MAX_AGE_S` plus one answer of the controller old."""
+        if time.monotonic() - self._readiness_at_s > STATUS_MAX_AGE_S:
+            if self._refresh is None or self._refresh.done():
+                self._refresh = asyncio.create_task(asyncio.to_thread(self._ask_controller))
+            with contextlib.suppress(TimeoutError):
+                self._readiness = await asyncio.wait_for(asyncio.shield(self._refresh), 1.0)
+                self._readiness_at_s = time.monotonic()
+        return self._readiness or [ModelReadiness(model, 0, 0, "no answer from Serve") for model in self._deployments]
+
+    def _ask_controller(self) -> list[ModelReadiness]:
+        try:
+            application = ray_serve.status().applications.get(self._app_name)
+        except (RayError, RayServeException) as exc:
+            return [ModelReadiness(model, 0, 0, _first_line(exc)) for model in self._deployments]
+        readiness = []
+        for model, name in self._deployments.items():
+            status = application.deployments.get(name) if application is not None else None
+            if status is None:
+                readiness.append(ModelReadiness(model, 0, 0, "not deployed"))
+                continue
+            states = {str(getattr(state, "value", state)): count for state, count in status.replica_states.items()}
+            ready = states.get("RUNNING", 0)
+            others = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if state != "RUNNING")
+            message = "; ".join(part for part in (others, status.message) if part)
+            readiness.append(ModelReadiness(model, ready, sum(states.values()), message))
+        return readiness
+
+
+def _with_reply_to(request: GenerateRequest, reply_to: str) -> GenerateRequest:
+    return GenerateRequest(
+        request_id=request.request_id,
+        model=request.model,
+        prompt=request.prompt,
+        sampling=request.sampling,
+        cache_salt=request.cache_salt,
+        reply_to=reply_to,
+    )
+
+
+def _first_line(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {str(exc).strip().splitlines()[0] if str(exc).strip() else ''}"
