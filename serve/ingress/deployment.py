@@ -1,7 +1,9 @@
 """Gateway: the Serve ingress deployment. Wires the HTTP API to Serve's handles, decides nothing."""
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from serve.datapath.listener import DeltaListener
 from serve.flags import missing_flags
 from serve.ingress.api import make_app
-from serve.ingress.models import ServedModel
+from serve.ingress.models import load_model
 from serve.ingress.serve_backend import ServeBackend
 from serve.ingress.settings import GatewaySettings
 
@@ -38,7 +40,9 @@ class Gateway:
     ) -> None:
         self._settings = limits
         self._default_settings = limits
-        self._models = [ServedModel.load(model_id, directory) for model_id, directory in models]
+        self._models = [
+            await asyncio.to_thread(load_model, model_id, Path(directory)) for model_id, directory in models
+        ]
         self._listener = DeltaListener(ray.util.get_node_ip_address())
         await self._listener.start()
         app_name = ray_serve.get_replica_context().app_name

@@ -1,0 +1,141 @@
+"""Serving: a real `raytrt up`, as a user would start it, on free ports, with everything it starts ended afterwards."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+START_TIMEOUT_S = 180.0
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Serving:
+    """A running `raytrt up` (or another command) over a config.
+
+    Args:
+        args: `args` of the application.
+        directory: Where config file and log go.
+        command: What to run instead of `raytrt up`, without the config file's path.
+        environ: Added to the environment.
+    """
+
+    def __init__(
+        self,
+        args: dict[str, Any],
+        directory: Path,
+        command: tuple[str, ...] | None = None,
+        environ: dict[str, str] | None = None,
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config_path = directory / "config.yaml"
+        self.document: dict[str, Any] = {
+            "http_options": {"host": "127.0.0.1", "port": self.port},
+            "applications": [
+                {"name": "llm", "import_path": "serve.app:build_app", "route_prefix": "/", "args": args},
+            ],
+        }
+        self.write_config()
+        self.log_path = directory / "log.txt"
+        bin_dir = Path(sys.executable).parent
+        line = [str(bin_dir / (command or ("raytrt", "up"))[0]), *(command or ("raytrt", "up"))[1:]]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*line, str(self.config_path)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | _own_ports() | (environ or {}),
+            )
+
+    def write_config(self) -> None:
+        """Write `document` to the config file."""
+        self.config_path.write_text(yaml.safe_dump(self.document))
+
+    def log(self) -> str:
+        """Return what was printed so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until /ready says 200; fails with the log if the process ends or time runs out."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log()}"
+            if self.get("/ready")[0] == 200:
+                return
+            time.sleep(0.25)  # nothing announces readiness but the endpoint itself
+        raise AssertionError(f"not ready after {timeout_s} s: {self.get('/ready')}\n{self.log()}")
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """GET a path; status 0 if nothing answers. The body is parsed if it is JSON."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=10) as response:
+                status, body = response.status, response.read()
+        except urllib.error.HTTPError as exc:
+            with exc:
+                status, body = exc.code, exc.read()
+        except OSError as exc:
+            return 0, str(exc)
+        try:
+            return status, json.loads(body)
+        except ValueError:
+            return status, body.decode(errors="replace")
+
+    def processes(self) -> list[psutil.Process]:
+        """Return everything that it started and that is alive."""
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def replica_pids(self, deployment: str) -> list[int]:
+        """Return the process ids of a deployment's replicas, oldest first."""
+        name = f"ServeReplica:llm:{deployment}"
+        found = [process for process in self.processes() if name in " ".join(process.cmdline())]
+        return [process.pid for process in sorted(found, key=lambda process: process.create_time())]
+
+    def interrupt(self, timeout_s: float = 60.0) -> int:
+        """Press Ctrl-C: SIGINT to the process group, as a terminal sends it; returns the exit status."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(timeout_s)
+
+    def end(self) -> None:
+        """End everything, however it stands."""
+        children = self.processes()
+        if self.process.poll() is None:
+            try:
+                self.interrupt()
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def _own_ports() -> dict[str, str]:
+    """Serve's fixed ports, moved, so that two test runs, or a running `make serve`, are not in each other's way."""
+    names = (
+        "RAY_SERVE_HAPROXY_METRICS_PORT",
+        "RAY_SERVE_HAPROXY_STATS_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+    )
+    return {name: str(free_port()) for name in names}
