@@ -34,6 +34,7 @@ class Serving:
         directory: Where config file and log go.
         command: What to run instead of `raytrt up`, without the config file's path.
         environ: Added to the environment.
+        import_path: The application's builder.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Serving:
         directory: Path,
         command: tuple[str, ...] | None = None,
         environ: dict[str, str] | None = None,
+        import_path: str = "serve.app:build_app",
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -49,7 +51,7 @@ class Serving:
         self.document: dict[str, Any] = {
             "http_options": {"host": "127.0.0.1", "port": self.port},
             "applications": [
-                {"name": "llm", "import_path": "serve.app:build_app", "route_prefix": "/", "args": args},
+                {"name": "llm", "import_path": import_path, "route_prefix": "/", "args": args},
             ],
         }
         self.write_config()
