@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: help serve test lint unit install install-dev clean bench-gateway
+.PHONY: help serve test lint unit install install-dev clean docs bench-gateway
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -22,6 +22,9 @@ lint: install-dev
 
 unit: install-dev
 	$(BIN)/pytest
+
+docs: install-dev  ## docs/configuration.md from the configuration models
+	$(BIN)/python -m tools.config_reference
 
 bench-gateway: install-dev  ## what gateway and data path cost; output in benchmarks/results
 	$(BIN)/python -m benchmarks.gateway

@@ -153,7 +153,10 @@ def load_config(path: Path) -> dict[str, AppConfig]:
 
 def _describe(exc: ValidationError, source: str) -> str:
     lines = []
-    for error in exc.errors(include_url=False):
+    errors = exc.errors(include_url=False)
+    for error in errors:
+        if any(_is_inside(other["loc"], error["loc"]) for other in errors):
+            continue  # a list "too short" because what stands in it is wrong
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
         value = "" if error["type"] in ("missing", "extra_forbidden") else f" (got {_shorten(error['input'])})"
         reason = error["msg"].removeprefix("Value error, ")
@@ -166,3 +169,7 @@ def _describe(exc: ValidationError, source: str) -> str:
 def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_inside(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer

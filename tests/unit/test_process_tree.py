@@ -10,7 +10,10 @@ import subprocess, sys
 from serve.process_tree import adopt_orphans, end_descendants
 adopt_orphans()
 # A child starts a stubborn grandchild in a session of its own, names it, and dies.
-grandchild = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+grandchild = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "print('up', flush=True); time.sleep(600)"
+)
 child = (
     "import subprocess, sys;"
     f"p = subprocess.Popen([sys.executable, '-c', {grandchild!r}], start_new_session=True, stdout=subprocess.PIPE);"
