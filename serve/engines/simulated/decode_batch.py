@@ -1,0 +1,90 @@
+"""DecodeBatch: the sequences that get one token a step, at next to no cost a step.
+
+A sequence's progress is the difference between a common counter and its value when the sequence entered. What happens
+to a sequence happens at known counts: it fills a block every `tokens_per_block` steps, so sequences are kept by the
+remainder at which they do; and it ends at one count, so these are kept in a heap.
+"""
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from typing import Generic
+
+from serve.engines.simulated.sequence import SequenceState, SequenceT
+
+
+class DecodeBatch(Generic[SequenceT]):
+    """Sequences that have their prompt's keys and values, and want more tokens.
+
+    Args:
+        tokens_per_block: > 0.
+    """
+
+    def __init__(self, tokens_per_block: int) -> None:
+        self.sequences: dict[SequenceT, None] = {}
+        self.context_tokens = 0  # whose keys and values they will read in their next step, summed over them
+        self._size = tokens_per_block
+        self._count = 0
+        self._ends: list[tuple[int, int, SequenceT]] = []  # (count at its end, serial, sequence)
+        self._phases: list[dict[SequenceT, None]] = [{} for _ in range(tokens_per_block)]
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def enter(self, sequence: SequenceT) -> None:
+        """Add a sequence whose prompt has just been completed, which yields its next token."""
+        if sequence.output_tokens:
+            sequence.produced_tokens += 1
+        sequence.state = SequenceState.DECODE
+        sequence.entered = self._count
+        self.sequences[sequence] = None
+        self.context_tokens += sequence.prefill_tokens + 1
+        heappush(self._ends, (self._end(sequence), sequence.serial, sequence))
+        self._phases[self._phase(sequence)][sequence] = None
+
+    def leave(self, sequence: SequenceT) -> None:
+        """Take a sequence out, and fix the number of tokens that it has."""
+        steps = self._count - sequence.entered
+        del self.sequences[sequence]
+        del self._phases[self._phase(sequence)][sequence]
+        sequence.produced_tokens += steps
+        self.context_tokens -= sequence.prefill_tokens + steps + 1
+
+    def generated_tokens(self, sequence: SequenceT) -> int:
+        """Return how many output tokens a sequence of the batch has."""
+        return sequence.produced_tokens + self._count - sequence.entered
+
+    def kv_tokens(self, sequence: SequenceT) -> int:
+        """Return how many tokens' keys and values a sequence of the batch has: its last token's are never there."""
+        return sequence.prefill_tokens + self._count - sequence.entered
+
+    def step(self) -> list[SequenceT]:
+        """Give each sequence a token. Returns those that filled a block by it."""
+        self._count += 1
+        self.context_tokens += len(self.sequences)
+        return list(self._phases[self._count % self._size])
+
+    def ended(self) -> Iterator[SequenceT]:
+        """Yield, and forget, each sequence that has all its tokens. The consumer takes it out."""
+        ends = self._ends
+        while ends and ends[0][0] <= self._count:
+            entry = heappop(ends)
+            if self._is_valid(entry):
+                yield entry[2]
+
+    def steps_to_end(self) -> int:
+        """Return after how many steps the next sequence ends. The batch is not empty."""
+        ends = self._ends
+        while not self._is_valid(ends[0]):
+            heappop(ends)
+        return ends[0][0] - self._count
+
+    def _is_valid(self, entry: tuple[int, int, SequenceT]) -> bool:
+        # The entry of a sequence that was cancelled or preempted is not searched for: it stays until it comes up.
+        count, _, sequence = entry
+        return sequence.state is SequenceState.DECODE and count == self._end(sequence)
+
+    def _end(self, sequence: SequenceT) -> int:
+        return sequence.entered + sequence.output_tokens - sequence.produced_tokens
+
+    def _phase(self, sequence: SequenceT) -> int:
+        return (sequence.entered - sequence.prefill_tokens) % self._size
