@@ -1,0 +1,207 @@
+"""Wire models of the answers of the OpenAI API. Encoded from these structs, so the OpenAPI document cannot lie."""
+
+from typing import Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+FinishReasonName = Literal["stop", "length"]
+
+
+class PromptTokensDetails(Struct, frozen=True):
+    """Of the prompt's tokens, those whose KV blocks were reused."""
+
+    cached_tokens: int
+
+
+class Usage(Struct, frozen=True):
+    """Tokens of a request: each prompt counts once, whatever n is; a stop token counts nowhere."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(Struct, frozen=True):
+    """A token that was likely at this place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobs(Struct, frozen=True):
+    """A token, and what was likely at its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Struct, frozen=True):
+    """Log probabilities of the tokens of a message."""
+
+    content: list[TokenLogprobs]
+    refusal: None = None
+
+
+class AnswerMessage(Struct, frozen=True):
+    """What the model answered."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Struct, frozen=True):
+    """One of n answers."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReasonName
+
+
+class ChatCompletion(Struct, frozen=True):
+    """Answer of POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Timing(Struct, frozen=True):
+    """Added to every chunk when the request header x-raytrt-timing is 1.
+
+    Attributes:
+        emitted_s: `time.monotonic()` of the engine's host when the first of these tokens was emitted; 0 if unknown.
+        tokens: Tokens that the chunk stands for.
+        queue_s, prefill_s: In the last chunk of a sequence: how long it waited, and its prefill took.
+    """
+
+    emitted_s: float
+    tokens: int
+    queue_s: float | UnsetType = UNSET
+    prefill_s: float | UnsetType = UNSET
+
+
+class ChatDelta(Struct, frozen=True):
+    """What a chunk adds to a message."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(Struct, frozen=True):
+    """What a chunk adds to one of n answers."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReasonName | None
+
+
+class ChatCompletionChunk(Struct, frozen=True):
+    """One event of a stream of POST /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    raytrt: Timing | UnsetType = UNSET
+
+
+class CompletionLogprobs(Struct, frozen=True):
+    """Log probabilities of the tokens of a completion: lists of one length."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Struct, frozen=True):
+    """One of n completions of one of the prompts."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReasonName | None  # None: a chunk of a stream that goes on
+
+
+class Completion(Struct, frozen=True):
+    """Answer of POST /v1/completions, and every event of its stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET
+    raytrt: Timing | UnsetType = UNSET
+
+
+class Model(Struct, frozen=True):
+    """A model that is served."""
+
+    id: str
+    created: int
+    owned_by: str
+    max_model_len: int  # as vLLM has it: prompt and output together
+    object: Literal["model"] = "model"
+
+
+class ModelList(Struct, frozen=True):
+    """Answer of GET /v1/models."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+class Tokens(Struct, frozen=True):
+    """Answer of POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Text(Struct, frozen=True):
+    """Answer of POST /detokenize."""
+
+    prompt: str
+
+
+class Version(Struct, frozen=True):
+    """Answer of GET /version."""
+
+    version: str
+
+
+class Health(Struct, frozen=True):
+    """Answer of GET /health: the process lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ReadyModel(Struct, frozen=True):
+    """Replicas of one model."""
+
+    id: str
+    ready_replicas: int
+    target_replicas: int
+    message: str
+
+
+class Readiness(Struct, frozen=True):
+    """Answer of GET /ready."""
+
+    ready: bool
+    models: list[ReadyModel]

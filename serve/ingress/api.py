@@ -1,0 +1,150 @@
+"""make_app: the gateway's HTTP API as an ASGI application, over a `Backend`."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from serve.ingress.api_error import ApiError, from_exception, internal_error, printable
+from serve.ingress.backend import Backend
+from serve.ingress.exchange import ClientGone, Exchange, Handler, Receive, Scope, Send
+from serve.ingress.generation import Generation
+from serve.ingress.generation_routes import GenerationRoutes
+from serve.ingress.metrics import GatewayMetrics
+from serve.ingress.models import ServedModel
+from serve.ingress.operator_routes import OperatorRoutes
+from serve.ingress.schema import openapi_document
+from serve.ingress.settings import GatewaySettings
+from serve.ingress.text_routes import TextRoutes
+from serve.ingress.text_work import TextWork
+
+_logger = logging.getLogger("raytrt.gateway")
+
+Routes = dict[str, dict[str, Handler]]
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's number, for metrics; nobody is there to receive it
+_MODEL_PREFIX = "/v1/models/"
+
+
+def make_app(
+    models: Sequence[ServedModel], backend: Backend, settings: Callable[[], GatewaySettings] = GatewaySettings
+) -> "GatewayApp":
+    """Make the gateway's ASGI application. It belongs to one event loop.
+
+    Args:
+        models: What is served; ids are unique.
+        backend: Carries sequences to replicas.
+        settings: Returns the settings in force; asked for each request.
+    """
+    by_id = {model.id: model for model in models}
+    metrics, work = GatewayMetrics(by_id), TextWork()
+    generation = GenerationRoutes(by_id, Generation(backend, work), work, metrics, settings)
+    operator = OperatorRoutes(by_id, backend, metrics)
+    text = TextRoutes(by_id, work, settings)
+    document = operator.document(openapi_document(list(by_id)))
+    routes: Routes = {
+        "/v1/chat/completions": {"POST": generation.chat},
+        "/v1/completions": {"POST": generation.complete},
+        "/v1/models": {"GET": operator.models},
+        "/health": {"GET": operator.health},
+        "/ready": {"GET": operator.ready},
+        "/version": {"GET": operator.version},
+        "/metrics": {"GET": operator.metrics},
+        "/openapi.json": {"GET": document},
+        "/tokenize": {"POST": text.tokenize},
+        "/detokenize": {"POST": text.detokenize},
+    }
+    return GatewayApp(routes, operator.model, metrics, settings, work)
+
+
+class GatewayApp:
+    """The ASGI application. Routing is a look-up: this API has one pattern only, a model's id."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        show_model: Handler,
+        metrics: GatewayMetrics,
+        settings: Callable[[], GatewaySettings],
+        work: TextWork,
+    ) -> None:
+        """Join what `make_app` made."""
+        self._routes = routes
+        self._show_model = {"GET": show_model}
+        self._metrics = metrics
+        self._settings = settings
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the server's lifespan."""
+        if scope["type"] == "http":
+            await self._answer(Exchange(scope, receive, send))
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:  # websocket: closed before it is accepted, which a client sees as 403
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while (kind := (await receive())["type"]) != "lifespan.shutdown":
+            await send({"type": f"{kind}.complete"})
+        self._work.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answer(self, exchange: Exchange) -> None:
+        self._metrics.requests_in_flight += 1
+        status = CLIENT_CLOSED_REQUEST  # unless it stays until the end
+        try:
+            await self._handler(exchange)(exchange)
+            status = exchange.status
+        except ClientGone:
+            _logger.info("request %s: the client went away", exchange.request_id)
+        except Exception as exc:
+            status = await self._fail(exchange, exc)
+        finally:
+            self._metrics.requests_in_flight -= 1
+            self._metrics.count_request(exchange.model, exchange.endpoint, status)
+
+    def _handler(self, exchange: Exchange) -> Handler:
+        path = exchange.path
+        methods = self._routes.get(path)
+        exchange.endpoint = path
+        if methods is None:
+            if not path.startswith(_MODEL_PREFIX) or path == _MODEL_PREFIX:
+                exchange.endpoint = ""  # any text could be a path, and a metric has a bounded number of labels
+                raise ApiError(
+                    404, f"There is no {printable(path)}. GET /openapi.json lists what there is.", code="not_found"
+                )
+            methods, exchange.endpoint = self._show_model, _MODEL_PREFIX + "{model}"
+        handler = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
+        if handler is None:
+            allowed = ", ".join(methods)
+            raise ApiError(
+                405,
+                f"{exchange.endpoint} takes {allowed} only.",
+                code="method_not_allowed",
+                headers=((b"allow", allowed.encode()),),
+            )
+        return handler
+
+    async def _fail(self, exchange: Exchange, exc: Exception) -> int:
+        """Tell the client and the log; return the status for the metrics."""
+        error = from_exception(exc, self._settings().retry_after_s)
+        if error is None:
+            error = internal_error(exchange.request_id)
+            _logger.error("request %s failed by a defect of the gateway", exchange.request_id, exc_info=exc)
+        _logger.log(
+            logging.ERROR if error.status >= 500 else logging.WARNING,
+            "request %s: %s %s model=%s status=%d code=%s after %.1f ms: %s",
+            exchange.request_id,
+            exchange.method,
+            printable(exchange.path),
+            exchange.model or "-",
+            error.status,
+            error.code or "-",
+            (time.monotonic() - exchange.started_s) * 1000,
+            printable(str(exc), 300),
+        )
+        try:
+            await exchange.send_error(error)
+        except ClientGone:
+            return CLIENT_CLOSED_REQUEST
+        return error.status

@@ -1,0 +1,124 @@
+"""GenerationRoutes: POST /v1/chat/completions and POST /v1/completions."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+
+from serve.errors import RequestError
+from serve.ingress.answer import Answer
+from serve.ingress.api_error import ApiError
+from serve.ingress.chat import ChatAnswer
+from serve.ingress.completion import CompletionAnswer
+from serve.ingress.decoding import decode_body
+from serve.ingress.exchange import Exchange
+from serve.ingress.generation import Generation
+from serve.ingress.job import Job, make_job
+from serve.ingress.metrics import GatewayMetrics
+from serve.ingress.models import ServedModel, find_model
+from serve.ingress.openai import ChatCompletionRequest, CompletionRequest, GenerationFields
+from serve.ingress.prompts import chat_prompt, completion_prompts, prompt_count
+from serve.ingress.sampling import (
+    chat_max_tokens,
+    chat_sampling,
+    completion_output_limit,
+    completion_sampling,
+    output_limit,
+)
+from serve.ingress.settings import GatewaySettings
+from serve.ingress.text_work import TextWork
+from serve.ingress.unsupported import check_chat, check_completion
+
+
+class GenerationRoutes:
+    """The two endpoints that generate."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        generation: Generation,
+        work: TextWork,
+        metrics: GatewayMetrics,
+        settings: Callable[[], GatewaySettings],
+    ) -> None:
+        """Join what `make_app` made."""
+        self._models = models
+        self._generation = generation
+        self._work = work
+        self._metrics = metrics
+        self._settings = settings
+        self._chat_decoder = msgspec.json.Decoder(ChatCompletionRequest)
+        self._completion_decoder = msgspec.json.Decoder(CompletionRequest)
+
+    async def chat(self, exchange: Exchange) -> None:
+        """POST /v1/chat/completions."""
+        settings = self._settings()
+        request = decode_body(self._chat_decoder, await exchange.read_json(settings.max_body_bytes))
+        model = find_model(self._models, request.model)
+        exchange.model = model.id
+        check_chat(request)
+
+        async def prepare() -> tuple[Job, Answer]:
+            asked = chat_max_tokens(request)
+            prompt = await chat_prompt(request, model, self._work)
+            limit = output_limit(
+                len(prompt.packed) // 4, asked, settings.default_max_tokens, model.context_tokens, "messages"
+            )
+            sampling = chat_sampling(request, model, limit)
+            job = make_job(request, model, [(prompt, sampling)], exchange.trace_id)
+            usage, timing = _wants_usage(request), exchange.wants_timing
+            return job, ChatAnswer(job, exchange.trace_id, include_usage=usage, with_timing=timing)
+
+        await self._run(exchange, request, 1, prepare, settings)
+
+    async def complete(self, exchange: Exchange) -> None:
+        """POST /v1/completions."""
+        settings = self._settings()
+        request = decode_body(self._completion_decoder, await exchange.read_json(settings.max_body_bytes))
+        model = find_model(self._models, request.model)
+        exchange.model = model.id
+        check_completion(request)
+
+        async def prepare() -> tuple[Job, Answer]:
+            prompts = [
+                (prompt, completion_sampling(request, model, limit))
+                for prompt in await completion_prompts(request, model, self._work)
+                for limit in [completion_output_limit(request, len(prompt.packed) // 4, model.context_tokens)]
+            ]
+            job = make_job(request, model, prompts, exchange.trace_id, echo=request.echo is True)
+            usage, timing = _wants_usage(request), exchange.wants_timing
+            return job, CompletionAnswer(job, exchange.trace_id, include_usage=usage, with_timing=timing)
+
+        await self._run(exchange, request, prompt_count(request), prepare, settings)
+
+    async def _run(
+        self,
+        exchange: Exchange,
+        request: GenerationFields,
+        prompts: int,
+        prepare: Callable[[], Awaitable[tuple[Job, Answer]]],
+        settings: GatewaySettings,
+    ) -> None:
+        sequences = (request.n or 1) * prompts
+        if sequences > settings.max_sequences_per_request:
+            raise RequestError(
+                f"The request asks for {sequences} sequences (n times the number of prompts); this gateway takes "
+                f"{settings.max_sequences_per_request} at most.",
+                "n" if prompts == 1 else "prompt",
+            )
+        metrics = self._metrics.models[exchange.model]
+        with self._generation.admitted(sequences, settings):
+            try:
+                async with asyncio.timeout(settings.request_timeout_s):
+                    job, answer = await prepare()
+                    await self._generation.run(exchange, job, answer, metrics, stream=request.stream is True)
+            except TimeoutError as exc:
+                raise ApiError(
+                    408,
+                    f"The request took longer than {settings.request_timeout_s:g} s, the limit here.",
+                    code="timeout",
+                ) from exc
+
+
+def _wants_usage(request: GenerationFields) -> bool:
+    return request.stream_options is not None and request.stream_options.include_usage is True

@@ -1,0 +1,135 @@
+"""GatewayMetrics: counts what the gateway does, for Prometheus.
+
+A recorded value costs a fraction of a microsecond: numbers are plain attributes of one event loop, and turned into
+Prometheus' form only when someone asks.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.metrics_core import (
+    Metric as PrometheusMetric,
+)
+from prometheus_client.registry import Collector
+
+from serve import telemetry
+from serve.telemetry import Metric
+
+
+class Histogram:
+    """Values by size."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        """Make an empty one; `bounds` ascend."""
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value, in the metric's unit."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+
+    def cumulated(self) -> tuple[list[tuple[str, float]], float]:
+        """Return (upper bound, values up to it) for each bucket, and the sum of all values."""
+        bounds = [*map(str, self._bounds), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True)), self._sum
+
+
+class ModelMetrics:
+    """What is counted for one model."""
+
+    __slots__ = (
+        "cached_tokens",
+        "completion_tokens",
+        "e2e",
+        "in_flight",
+        "itl",
+        "prefill",
+        "prompt_tokens",
+        "queue",
+        "tpot",
+        "ttft",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.ttft = Histogram(telemetry.TTFT.buckets)
+        self.itl = Histogram(telemetry.ITL.buckets)
+        self.tpot = Histogram(telemetry.TPOT.buckets)
+        self.e2e = Histogram(telemetry.E2E.buckets)
+        self.queue = Histogram(telemetry.QUEUE.buckets)
+        self.prefill = Histogram(telemetry.PREFILL.buckets)
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.completion_tokens = 0
+        self.in_flight = 0
+        self.waiting = 0
+
+
+class GatewayMetrics(Collector):
+    """All that one gateway counts, in a registry of its own."""
+
+    def __init__(self, models: Iterable[str]) -> None:
+        """Start at zero for each model id."""
+        self.models = {model: ModelMetrics() for model in models}
+        self.requests_in_flight = 0
+        self._requests: Counter[tuple[str, str, int]] = Counter()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def count_request(self, model: str, endpoint: str, status: int) -> None:
+        """Count an answer. `model` is empty if the request named none that is served."""
+        self._requests[model, endpoint, status] += 1
+
+    def exposition(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[PrometheusMetric]:
+        """Yield every metric of `telemetry.GATEWAY_METRICS`."""
+        requests = CounterMetricFamily(
+            telemetry.REQUESTS.name, telemetry.REQUESTS.help, labels=telemetry.REQUESTS.labels
+        )
+        for (model, endpoint, status), count in sorted(self._requests.items()):
+            requests.add_metric([model, endpoint, str(status)], count)
+        yield requests
+        in_flight = telemetry.REQUESTS_IN_FLIGHT
+        yield GaugeMetricFamily(in_flight.name, in_flight.help, value=self.requests_in_flight)
+        yield self._numbers(telemetry.SEQUENCES_IN_FLIGHT, "in_flight")
+        yield self._numbers(telemetry.SEQUENCES_WAITING, "waiting")
+        yield self._histograms(telemetry.TTFT, "ttft")
+        yield self._histograms(telemetry.ITL, "itl")
+        yield self._histograms(telemetry.TPOT, "tpot")
+        yield self._histograms(telemetry.E2E, "e2e")
+        yield self._histograms(telemetry.QUEUE, "queue")
+        yield self._histograms(telemetry.PREFILL, "prefill")
+        yield self._numbers(telemetry.PROMPT_TOKENS, "prompt_tokens")
+        yield self._numbers(telemetry.CACHED_TOKENS, "cached_tokens")
+        yield self._numbers(telemetry.COMPLETION_TOKENS, "completion_tokens")
+
+    def _numbers(self, metric: Metric, attribute: str) -> PrometheusMetric:
+        make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+        family = make(metric.name, metric.help, labels=metric.labels)
+        for model, metrics in self.models.items():
+            family.add_metric([model], getattr(metrics, attribute))
+        return family
+
+    def _histograms(self, metric: Metric, attribute: str) -> PrometheusMetric:
+        family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+        for model, metrics in self.models.items():
+            buckets, total = getattr(metrics, attribute).cumulated()
+            family.add_metric([model], buckets, total)
+        return family

@@ -1,0 +1,28 @@
+"""TextWork: where tokenizing happens, so that no stream waits for another's long prompt."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+INLINE_CHARS = 4096  # about a millisecond of tokenizing; handing it to a thread and back costs a tenth of that
+
+
+class TextWork:
+    """Runs short work at once and long work in one of a few threads; the tokenizer releases the GIL there."""
+
+    def __init__(self, threads: int = 2) -> None:
+        """Make the pool; threads start when they are needed."""
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gateway-text")
+
+    async def run(self, size_chars: int, work: Callable[[], _T]) -> _T:
+        """Return what `work` returns. `size_chars` says how long the text is that it works on."""
+        if size_chars <= INLINE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

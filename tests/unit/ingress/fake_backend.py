@@ -1,0 +1,126 @@
+"""FakeBackend: a backend that says what a script says."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from serve.core.request import FinishReason, GenerateRequest, PrefillInfo, TokenDelta, TokenLogprob
+from serve.ingress.backend import ModelReadiness
+
+Script = Callable[[GenerateRequest], AsyncGenerator[TokenDelta, None]]
+
+
+def logprobs_of(token_ids: Sequence[int], top: int) -> tuple[TokenLogprob, ...]:
+    """Return made-up log probabilities that say which token they belong to."""
+    return tuple(
+        TokenLogprob(token, -token / 1000, tuple((token + rank, -(token + rank) / 1000) for rank in range(top)))
+        for token in token_ids
+    )
+
+
+def say(
+    token_ids: Sequence[int],
+    *,
+    per_delta: int = 1,
+    finish: FinishReason = FinishReason.STOP,
+    cached_tokens: int = 0,
+) -> Script:
+    """Return a script that emits tokens, `per_delta` at a time, up to `max_tokens`; the finish comes with the last."""
+
+    async def script(request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        sampling = request.sampling
+        ids = list(token_ids[: sampling.max_tokens])
+        cut = len(ids) < len(token_ids) or sampling.max_tokens == 0
+        prompt = request.prompt_array().tolist()
+        scored = None
+        if sampling.prompt_logprobs is not None:
+            scored = (None, *logprobs_of(prompt[1:], sampling.prompt_logprobs))
+        prefill: PrefillInfo | None = PrefillInfo(cached_tokens, 0.25, 0.5, scored)
+        groups = [ids[start : start + per_delta] for start in range(0, len(ids), per_delta)] or [[]]
+        for number, group in enumerate(groups):
+            await asyncio.sleep(0)
+            last = number == len(groups) - 1
+            yield TokenDelta(
+                token_ids=tuple(group),
+                finish_reason=(FinishReason.LENGTH if cut else finish) if last else None,
+                stop_token_id=2 if last and not cut and finish is FinishReason.STOP else None,
+                logprobs=None if sampling.logprobs is None else logprobs_of(group, sampling.logprobs),
+                prefill=prefill,
+                emitted_s=1000.0 + number,
+            )
+            prefill = None
+
+    return script
+
+
+def fail(error: Exception, after: Sequence[int] = ()) -> Script:
+    """Return a script that emits tokens one by one and then raises."""
+
+    async def script(request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        for number, token in enumerate(after):
+            yield TokenDelta((token,), prefill=PrefillInfo() if number == 0 else None)
+            await asyncio.sleep(0)
+        raise error
+
+    return script
+
+
+def say_for_ever(token_id: int) -> Script:
+    """Return a script that repeats a token until it is closed."""
+
+    async def script(request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        yield TokenDelta((token_id,), prefill=PrefillInfo())
+        while True:
+            await asyncio.sleep(0)
+            yield TokenDelta((token_id,))
+
+    return script
+
+
+def silent() -> Script:
+    """Return a script that never says anything."""
+
+    async def script(request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        await asyncio.get_running_loop().create_future()
+        yield TokenDelta()
+
+    return script
+
+
+@dataclass
+class FakeBackend:
+    """Runs a script for each sequence; a list of scripts is used up in turn.
+
+    Attributes:
+        script: What to say.
+        ready: Ready replicas by model.
+        requests: What was asked, in order.
+        running: Sequences that are neither finished nor closed.
+        cancelled: Ids of those that were closed before their end.
+    """
+
+    script: Script | list[Script]
+    ready: dict[str, int] = field(default_factory=lambda: {"tiny": 1, "org/tiny-2": 2})
+    requests: list[GenerateRequest] = field(default_factory=list)
+    running: int = 0
+    cancelled: list[str] = field(default_factory=list)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+        """See `Backend.generate`."""
+        script = self.script.pop(0) if isinstance(self.script, list) else self.script
+        self.requests.append(request)
+        self.running += 1
+        stream = script(request)
+        try:
+            async for delta in stream:
+                yield delta
+        except (GeneratorExit, asyncio.CancelledError):
+            self.cancelled.append(request.request_id)
+            raise
+        finally:
+            self.running -= 1
+            await stream.aclose()
+
+    async def readiness(self) -> list[ModelReadiness]:
+        """See `Backend.readiness`."""
+        return [ModelReadiness(model, ready, max(ready, 1)) for model, ready in self.ready.items()]
