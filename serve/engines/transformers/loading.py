@@ -1,0 +1,237 @@
+"""A checkpoint directory -> a model on its device, and how large its KV cache is to be.
+
+The one place that decides about devices: a worker group with several ranks will make its shard here.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+from transformers.utils import logging as library_logging
+
+from serve.engines.transformers.attention import NAME as PAGED
+from serve.engines.transformers.attention import paged_attention
+from serve.engines.transformers.settings import TransformersSettings
+from serve.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+_CPU_CACHE_TOKENS = 32_768
+_CPU_CACHE_SHARE = 0.25  # of kv_cache_fraction
+_DEFAULT_CONTEXT_TOKENS = 2_048
+_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, ready to compute.
+
+    Attributes:
+        model: The library's model.
+        device: Where it is.
+        context_tokens: Prompt and output together, at most.
+        vocab_size: Number of logits.
+        num_blocks: KV blocks that the settings, or the memory, allow.
+        is_exact: Whether the settings name that number, so that less will not do.
+        max_num_tokens: Tokens of one step, at most.
+    """
+
+    model: Any
+    device: torch.device
+    context_tokens: int
+    vocab_size: int
+    num_blocks: int
+    is_exact: bool
+    max_num_tokens: int
+
+
+def load_model(model_dir: Path, settings: TransformersSettings) -> LoadedModel:
+    """Load a checkpoint; takes seconds to minutes.
+
+    Raises:
+        ConfigError: The directory is no checkpoint that the library can load, or the machine lacks what is asked for.
+    """
+    device = _choose_device(settings)
+    config = _read_config(model_dir)
+    text_config = config.get_text_config()
+    attention = _choose_attention(settings, text_config, device)
+    transformers.AttentionInterface.register(PAGED, paged_attention)
+    started_s = time.monotonic()
+    _log.info("loading %s onto %s with %s attention", model_dir, device, attention.removeprefix("raytrt_"))
+    with _quiet_library():
+        model = _load_weights(model_dir, _choose_dtype(settings, config, device), attention)
+        model = model.to(device).eval()
+    context_tokens = _context_tokens(settings, text_config, model_dir)
+    num_blocks, is_exact = _num_blocks(settings, text_config, model.dtype, device, context_tokens)
+    _log.info(
+        "loaded %.1f million parameters in %.1f s (%s); KV cache of %d blocks of %d tokens",
+        sum(p.numel() for p in model.parameters()) / 1e6,
+        time.monotonic() - started_s,
+        str(model.dtype).removeprefix("torch."),
+        num_blocks,
+        settings.tokens_per_block,
+    )
+    max_num_tokens = settings.max_num_tokens or (512 if device.type == "cpu" else 4_096)
+    return LoadedModel(model, device, context_tokens, int(text_config.vocab_size), num_blocks, is_exact, max_num_tokens)
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Without the library's progress bars and hints, which are meant for notebooks."""
+    verbosity, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(verbosity)
+        if bars:
+            library_logging.enable_progress_bar()
+
+
+def _choose_device(settings: TransformersSettings) -> torch.device:
+    if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "engine.device: 'cuda' was asked for, but PyTorch sees no CUDA GPU here (version "
+            f"{torch.__version__}); give the replica a GPU and install a CUDA build of PyTorch, or use device: cpu"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _read_config(model_dir: Path) -> Any:
+    path = model_dir / "config.json"
+    if not model_dir.is_dir():
+        raise ConfigError(f"model: {model_dir} is no directory here; it must have the same path on every node")
+    if not path.is_file():
+        raise ConfigError(f"model: {path} is missing; give the directory of a Hugging Face checkpoint")
+    if not any(any(model_dir.glob(pattern)) for pattern in _WEIGHT_FILES):
+        raise ConfigError(f"model: {model_dir} has no weights (*.safetensors); download the whole checkpoint")
+    try:
+        json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
+        raise ConfigError(f"model: {path} cannot be read ({exc}); download the checkpoint again") from exc
+    try:
+        with _quiet_library():
+            return transformers.AutoConfig.from_pretrained(model_dir, local_files_only=True)
+    except Exception as exc:  # the library raises whatever its parsers raise
+        raise ConfigError(
+            f"model: {path} describes no model that transformers {transformers.__version__} knows: {exc}"
+        ) from exc
+
+
+def _load_weights(model_dir: Path, dtype: torch.dtype, attention: str) -> Any:
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=dtype, attn_implementation=attention, local_files_only=True, output_loading_info=True
+        )
+    except torch.OutOfMemoryError as exc:
+        raise ConfigError(f"model: the weights of {model_dir} do not fit the memory of the device: {exc}") from exc
+    except Exception as exc:  # the library raises whatever its parsers raise
+        raise ConfigError(f"model: the weights in {model_dir} cannot be loaded: {exc}") from exc
+    # The library makes up random numbers for weights that are not there.
+    for what in ("missing_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in report.get(what) or ())
+        if names:
+            raise ConfigError(
+                f"model: the checkpoint in {model_dir} does not fit its config.json; "
+                f"{what.replace('_', ' ')}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+            )
+    return model
+
+
+def _choose_dtype(settings: TransformersSettings, config: Any, device: torch.device) -> torch.dtype:
+    if settings.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, settings.dtype)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    own = getattr(config, "dtype", None)
+    if own in (torch.float16, torch.bfloat16):
+        return torch.float16 if own is torch.float16 else torch.bfloat16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _choose_attention(settings: TransformersSettings, text_config: Any, device: torch.device) -> str:
+    plain = _has_plain_attention(text_config)
+    match settings.attention:
+        case "auto":
+            if device.type == "cuda" and is_flash_attn_3_available():
+                return "flash_attention_3"
+            if device.type == "cuda" and is_flash_attn_2_available():
+                return "flash_attention_2"
+            return PAGED if plain else "sdpa"
+        case "paged":
+            if not plain:
+                raise ConfigError(
+                    f"engine.attention: 'paged' computes full attention only, but model type {text_config.model_type} "
+                    "has sliding windows or capped scores; use auto or sdpa"
+                )
+            return PAGED
+        case "flash_attention_2" | "flash_attention_3" as name:
+            available = is_flash_attn_2_available if name == "flash_attention_2" else is_flash_attn_3_available
+            if device.type != "cuda" or not available():
+                raise ConfigError(f"engine.attention: {name!r} needs a GPU and the flash-attn package; use auto")
+            return str(name)
+        case name:
+            return str(name)
+
+
+def _has_plain_attention(text_config: Any) -> bool:
+    """Return whether every layer attends to all tokens, without extras that `attention.py` lacks."""
+    kinds = getattr(text_config, "layer_types", None)
+    full = set(kinds) == {"full_attention"} if kinds else getattr(text_config, "sliding_window", None) is None
+    return full and getattr(text_config, "attn_logit_softcapping", None) is None
+
+
+def _context_tokens(settings: TransformersSettings, text_config: Any, model_dir: Path) -> int:
+    own = getattr(text_config, "max_position_embeddings", None)
+    if settings.context_tokens is None:
+        return int(own or _DEFAULT_CONTEXT_TOKENS)
+    if own is not None and settings.context_tokens > own:
+        raise ConfigError(
+            f"engine.context_tokens: {settings.context_tokens} exceeds max_position_embeddings={own} of "
+            f"{model_dir / 'config.json'}; lower it"
+        )
+    return settings.context_tokens
+
+
+def _num_blocks(
+    settings: TransformersSettings,
+    text_config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    context_tokens: int,
+) -> tuple[int, bool]:
+    """Return the number of KV blocks, and whether the settings name it."""
+    if settings.kv_cache_tokens is not None:
+        return settings.kv_cache_tokens // settings.tokens_per_block, True
+    heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
+    head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    token_bytes = 2 * text_config.num_hidden_layers * heads * head_dim * dtype.itemsize
+    if settings.kv_cache_bytes is not None:
+        blocks = settings.kv_cache_bytes // (token_bytes * settings.tokens_per_block)
+        if blocks < 2:
+            raise ConfigError(
+                f"engine.kv_cache_bytes: {settings.kv_cache_bytes} is less than two blocks of "
+                f"{settings.tokens_per_block} tokens, {token_bytes} bytes each; raise it"
+            )
+        return blocks, True
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        tokens = int(free_bytes * settings.kv_cache_fraction) // token_bytes
+    else:
+        free_bytes = psutil.virtual_memory().available
+        tokens = int(free_bytes * settings.kv_cache_fraction * _CPU_CACHE_SHARE) // token_bytes
+        tokens = min(tokens, max(_CPU_CACHE_TOKENS, context_tokens + settings.tokens_per_block))
+    return max(2, tokens // settings.tokens_per_block), False

@@ -1,0 +1,244 @@
+"""EngineThread: the thread that owns the model, its inbox, and its death."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import transformers
+
+from serve.core.kv_events import KvLedger
+from serve.engines.protocol import EngineInfo, EngineStats
+from serve.engines.transformers.generation import Generation
+from serve.engines.transformers.loading import LoadedModel, load_model
+from serve.engines.transformers.settings import TransformersSettings
+from serve.engines.transformers.step_loop import StepLoop
+from serve.engines.transformers.stream import deliver
+from serve.errors import ConfigError, EngineDead, RayTRTError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Started:
+    """What is known once the model is loaded.
+
+    Attributes:
+        info: Of the engine.
+        capacity_tokens: Longest sequence that the KV cache holds.
+    """
+
+    info: EngineInfo
+    capacity_tokens: int
+
+
+class EngineThread:
+    """Everything that touches the model happens in here. The methods are for the event loop's thread.
+
+    Args:
+        model_dir: Checkpoint.
+        settings: Of the engine.
+        kv_ledger: Told of every change of the cache.
+        on_death: Called on the event loop, once, if the thread cannot go on.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        settings: TransformersSettings,
+        kv_ledger: KvLedger,
+        on_death: Callable[[EngineDead], None],
+    ) -> None:
+        self._model_dir = model_dir
+        self._settings = settings
+        self._kv_ledger = kv_ledger
+        self._on_death = on_death
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[Started] = self._loop.create_future()
+        self._ended = asyncio.Event()
+        self._condition = threading.Condition()
+        self._inbox: list[Generation] = []
+        self._cancels: list[str] = []
+        self._in_hand: list[Generation] = []
+        self._stopping = False
+        self._stats = EngineStats()
+        self._step_began_s: float | None = None
+        self._begin_interval_s = 0.0
+        self.steps: StepLoop | None = None
+        self._thread = threading.Thread(target=self._main, name="transformers-engine", daemon=True)
+
+    async def start(self) -> Started:
+        """Load the model and warm up.
+
+        Raises:
+            ConfigError: The model, the settings or the machine do not fit.
+        """
+        self._thread.start()
+        return await asyncio.shield(self._started)
+
+    async def stop(self, timeout_s: float) -> bool:
+        """End the thread; False if it was still computing after `timeout_s`."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        if not self._thread.ident:
+            return True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ended.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def submit(self, generation: Generation) -> None:
+        """Hand a checked request over."""
+        with self._condition:
+            self._inbox.append(generation)
+            self._condition.notify()
+
+    def cancel(self, name: str) -> None:
+        """Have a request forgotten; harmless if it is over."""
+        with self._condition:
+            self._cancels.append(name)
+            self._condition.notify()
+
+    def stats(self) -> EngineStats:
+        """Return the load after the last step, and what has arrived since."""
+        with self._condition:
+            arrived = (*self._in_hand, *self._inbox)
+            return replace(
+                self._stats,
+                waiting=self._stats.waiting + len(arrived),
+                queued_prefill_tokens=self._stats.queued_prefill_tokens
+                + sum(generation.request.prompt_tokens for generation in arrived),
+            )
+
+    def num_queued(self) -> int:
+        """Return how many requests found no room at the last step."""
+        return self._stats.waiting
+
+    @property
+    def begin_interval_s(self) -> float:
+        """Usual time between two sequences that begin."""
+        return self._begin_interval_s
+
+    def step_age_s(self) -> float:
+        """Return how long the step in progress has taken; 0 if there is none."""
+        began_s = self._step_began_s
+        return 0.0 if began_s is None else time.monotonic() - began_s
+
+    def _main(self) -> None:
+        try:
+            with torch.inference_mode():
+                self._load_and_serve()
+        except Exception as exc:
+            self._die(exc)
+        finally:
+            self.steps = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._call(self._ended.set)
+
+    def _load_and_serve(self) -> None:
+        try:
+            steps, started = self._load()
+        except Exception as exc:
+            error = exc if isinstance(exc, RayTRTError) else ConfigError(f"model: {self._model_dir}: {exc!r}")
+            error.__cause__ = exc.__cause__ if error is exc else exc
+            self._call(self._fail_start, error)
+            return
+        self.steps = steps
+        self._publish(steps)
+        self._call(self._succeed_start, started)
+        while self._take(steps):
+            self._step_began_s = time.monotonic()
+            deliveries = steps.tick()
+            self._step_began_s = None
+            self._publish(steps)
+            if deliveries:
+                self._call(deliver, deliveries)
+
+    def _load(self) -> tuple[StepLoop, Started]:
+        if self._settings.num_threads is not None:
+            torch.set_num_threads(self._settings.num_threads)
+        loaded = load_model(self._model_dir, self._settings)
+        if loaded.device.type == "cuda":
+            torch.cuda.set_device(loaded.device)
+        steps = _make_steps(loaded, self._settings, self._kv_ledger)
+        if self._settings.warm_up:
+            began_s = time.monotonic()
+            steps.warm_up()
+            _log.info("warmed up in %.1f s", time.monotonic() - began_s)
+        info = EngineInfo(
+            engine=f"transformers {transformers.__version__}",
+            context_tokens=loaded.context_tokens,
+            vocab_size=loaded.vocab_size,
+            tokens_per_block=self._settings.tokens_per_block,
+            total_blocks=steps.total_blocks,
+            device=loaded.device.type,
+        )
+        return steps, Started(info, steps.capacity_tokens)
+
+    def _take(self, steps: StepLoop) -> bool:
+        """Wait until there is something to do, and take what has arrived; False if the thread is to end."""
+        with self._condition:
+            while not (self._stopping or self._inbox or self._cancels or steps.is_busy):
+                self._condition.wait()
+            if self._stopping:
+                return False
+            self._in_hand, self._inbox = self._inbox, []
+            cancels, self._cancels = self._cancels, []
+        for generation in self._in_hand:
+            steps.accept(generation)
+        for name in cancels:
+            steps.cancel(name)
+        return True
+
+    def _publish(self, steps: StepLoop) -> None:
+        stats = steps.stats()
+        self._begin_interval_s = steps.begin_interval_s
+        with self._condition:
+            self._stats = stats
+            self._in_hand = []
+
+    def _die(self, exc: Exception) -> None:
+        _log.error("the engine died", exc_info=exc)
+        error = EngineDead(f"the engine died: {exc!r}")
+        error.__cause__ = exc
+        self._call(self._on_death, error)
+
+    def _succeed_start(self, started: Started) -> None:
+        if not self._started.done():
+            self._started.set_result(started)
+
+    def _fail_start(self, error: RayTRTError) -> None:
+        if not self._started.done():
+            self._started.set_exception(error)
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        """Call on the event loop; nothing, if it is closed."""
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            _log.debug("the event loop is closed")
+
+
+def _make_steps(loaded: LoadedModel, settings: TransformersSettings, kv_ledger: KvLedger) -> StepLoop:
+    """Make the step loop with as large a cache as fits, if the settings leave its size open."""
+    num_blocks = loaded.num_blocks
+    while True:
+        try:
+            return StepLoop(replace(loaded, num_blocks=num_blocks), settings, kv_ledger)
+        except (MemoryError, torch.OutOfMemoryError) as exc:
+            smaller = num_blocks * 9 // 10
+            if loaded.is_exact or smaller < 2:
+                raise ConfigError(
+                    f"engine: a KV cache of {num_blocks} blocks of {settings.tokens_per_block} tokens does not fit the "
+                    f"memory ({exc}); lower kv_cache_tokens, kv_cache_bytes or max_num_tokens"
+                ) from exc
+            _log.info("a KV cache of %d blocks does not fit the memory; trying %d", num_blocks, smaller)
+            num_blocks = smaller
