@@ -69,7 +69,8 @@ def _up(config_path: Path, address: str | None) -> int:
     command = [str(Path(sys.executable).with_name("serve")), "run", str(config_path)]
     if address is not None:
         command += ["--address", address]
-    child = subprocess.Popen(command, env={**SERVE_FLAGS, **os.environ})
+    # Ray Serve's own log lines go to its files only; what matters to an operator, RayTRT says itself.
+    child = subprocess.Popen(command, env={**SERVE_FLAGS, "RAY_SERVE_LOG_TO_STDERR": "0", **os.environ})
 
     def forward(signum: int, _frame: FrameType | None) -> None:
         child.send_signal(signal.SIGINT)

@@ -20,7 +20,7 @@ FIRST = (
 INTRODUCTION = """# Configuration
 
 A RayTRT config file is a [Ray Serve config file](https://docs.ray.io/en/latest/serve/production-guide/config.html);
-our part is `args` of the application whose `import_path` is `serve.app:build_app`. `raytrt check FILE` finds every mistake
+our part is `args` of the application whose `import_path` is `serve.app:build_app`. `raytrt check FILE` finds mistakes
 without starting anything. Unknown keys are errors. (This page is made by `make docs`.)
 
 ```yaml

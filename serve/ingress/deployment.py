@@ -16,8 +16,9 @@ from serve.ingress.api import make_app
 from serve.ingress.models import load_model
 from serve.ingress.serve_backend import ServeBackend
 from serve.ingress.settings import GatewaySettings
+from serve.logs import configure_logging
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(__name__)
 
 
 @ray_serve.ingress()
@@ -38,6 +39,7 @@ class Gateway:
         handles: Mapping[str, DeploymentHandle],
         limits: GatewaySettings,
     ) -> None:
+        configure_logging()
         self._settings = limits
         self._default_settings = limits
         self._models = [

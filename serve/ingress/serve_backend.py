@@ -22,7 +22,7 @@ from serve.datapath.listener import DeltaListener, DeltaStream
 from serve.errors import EngineDead, Overloaded
 from serve.ingress.backend import ModelReadiness
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(__name__)
 
 # A call that has returned has sent its last delta; if that has not come after this time, the connection is broken.
 LAST_DELTA_TIMEOUT_S = 10.0

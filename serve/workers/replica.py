@@ -14,8 +14,9 @@ from serve.datapath.sender import DeltaSender, ReplyStream
 from serve.engines.factory import AnyEngineSettings, make_engine
 from serve.engines.protocol import Engine
 from serve.errors import EngineDead, RayTRTError
+from serve.logs import configure_logging
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(__name__)
 
 
 class EngineReplica:
@@ -28,10 +29,16 @@ class EngineReplica:
     """
 
     async def __init__(self, model_id: str, model_dir: str, engine: AnyEngineSettings) -> None:  # type: ignore[misc]
+        configure_logging()
         # Serve awaits __init__. The engine is made here: it owns threads and GPUs, and cannot be pickled.
         self._engine: Engine = make_engine(engine, Path(model_dir))
         self._sender = DeltaSender(ray_serve.get_replica_context().replica_id.to_full_id_str())
-        await self._engine.start()
+        try:
+            await self._engine.start()
+        except Exception as exc:
+            # Serve tells this to its controller's log and tries again; say it where the operator looks.
+            logger.error("%s does not start: %s", model_id, exc)
+            raise
         info = self._engine.info
         logger.info(
             "Serving %s with %s on %s: context %d tokens, %d KV blocks of %d tokens.",

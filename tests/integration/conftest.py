@@ -25,6 +25,11 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
                     "resources": SMALL,
                 },
                 {
+                    "id": "slow",
+                    "engine": {"kind": "simulated", "latency": {"kind": "fixed", "decode_step_s": 0.05}},
+                    "resources": SMALL,
+                },
+                {
                     "id": "tiny",
                     "engine": {
                         "kind": "simulated",

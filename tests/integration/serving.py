@@ -50,6 +50,7 @@ class Serving:
         self.config_path = directory / "config.yaml"
         self.document: dict[str, Any] = {
             "http_options": {"host": "127.0.0.1", "port": self.port},
+            "logging_config": {"log_level": "WARNING"},
             "applications": [
                 {"name": "llm", "import_path": import_path, "route_prefix": "/", "args": args},
             ],

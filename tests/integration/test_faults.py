@@ -1,0 +1,108 @@
+"""What a client sees when something breaks, and that nothing stays behind."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.serving import Serving
+
+SMALL = {"num_cpus": 0.05}
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """A system of its own that tests may break."""
+    engine = {"kind": "simulated", "latency": {"kind": "fixed", "decode_step_s": 0.01}}
+    model = {"id": "sim", "engine": engine, "replicas": 2, "resources": SMALL, "limits": {"health_check_period_s": 1}}
+    serving = Serving({"models": [model], "gateway": {"num_cpus": 0.05}}, tmp_path_factory.mktemp("fragile"))
+    try:
+        serving.wait_until_ready()
+        yield serving
+    finally:
+        serving.end()
+
+
+@pytest.fixture
+async def http(fragile: Serving) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=fragile.url, timeout=DEADLINE_S) as client:
+        yield client
+
+
+async def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait for what another process does; nothing announces it here."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert condition(), what
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    return {"model": "sim", "prompt": "x", "max_tokens": 1000, "stream": True, **fields}
+
+
+async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any] | str]:
+    async for line in response.aiter_lines():
+        if line.startswith("data: "):
+            data = line.removeprefix("data: ")
+            yield data if data == "[DONE]" else json.loads(data)
+
+
+def in_flight(serving: Serving) -> float:
+    _, text = serving.get("/metrics")
+    values = [float(line.split()[-1]) for line in text.splitlines() if line.startswith("raytrt_sequences_in_flight")]
+    assert values
+    return sum(values)
+
+
+async def test_a_client_that_goes_away_cancels_its_sequences(fragile: Serving, http: httpx.AsyncClient) -> None:
+    async with http.stream("POST", "/v1/completions", json=completion(n=4, max_tokens=3000)) as response:
+        received = events(response)
+        await anext(received)
+        assert in_flight(fragile) == 4
+    await eventually(lambda: in_flight(fragile) == 0, "the sequences were not cancelled")
+
+
+async def test_a_killed_replica_ends_its_streams_with_an_error_event_and_is_replaced(
+    fragile: Serving, http: httpx.AsyncClient
+) -> None:
+    before = fragile.replica_pids("model-sim")
+    assert len(before) == 2
+
+    async def stream() -> list[dict[str, Any] | str]:
+        async with http.stream("POST", "/v1/completions", json=completion()) as response:
+            return [event async for event in events(response)]
+
+    async with asyncio.TaskGroup() as group:
+        streams = [group.create_task(stream()) for _ in range(16)]
+        await eventually(lambda: in_flight(fragile) == 16, "the streams did not start")
+        os.kill(before[0], signal.SIGKILL)
+    endings = [task.result()[-2] if task.result()[-1] == "[DONE]" else task.result()[-1] for task in streams]
+    broken = [ending for ending in endings if isinstance(ending, dict) and "error" in ending]
+    whole = [ending for ending in endings if isinstance(ending, dict) and "error" not in ending]
+    assert broken, "no stream ran on the replica that was killed"
+    assert whole, "a stream on the other replica was cut"
+    await eventually(lambda: _ready(fragile) == 2, "the replica was not replaced")
+    assert before[0] not in fragile.replica_pids("model-sim")
+
+
+async def test_new_requests_are_served_while_a_replica_is_being_replaced(
+    fragile: Serving, http: httpx.AsyncClient
+) -> None:
+    os.kill(fragile.replica_pids("model-sim")[0], signal.SIGKILL)
+    statuses = [
+        (await http.post("/v1/completions", json=completion(stream=False, max_tokens=1))).status_code for _ in range(50)
+    ]
+    assert statuses == [200] * 50
+    await eventually(lambda: _ready(fragile) == 2, "the replica was not replaced")
+
+
+def _ready(serving: Serving) -> int:
+    status, body = serving.get("/ready")
+    return sum(model["ready_replicas"] for model in body["models"]) if status == 200 else 0
