@@ -103,7 +103,7 @@ class BlockPool:
         else:
             self._events.append((False, removed, 0))
 
-    def fill(self, hashes: Chain[int], parent: int) -> None:
+    def fill(self, hashes: Chain[int], parent: int) -> int:
         """Make a sequence's next open blocks reusable: they are complete, and known by these hashes from now on.
 
         Where another sequence has filled the same block meanwhile, that one is used and the own one is freed.
@@ -111,13 +111,18 @@ class BlockPool:
         Args:
             hashes: Chain of the blocks that are complete.
             parent: Hash of the block before, which the sequence uses; or the seed of the chain.
+
+        Returns:
+            How many blocks became available because another sequence had filled the same.
         """
         users, idle = self._users, self._idle
         self._open -= len(hashes)
         stored: list[int] = []
+        freed = 0
         for block_hash in hashes:
             if block_hash in users:
                 users[block_hash] += 1
+                freed += 1
             elif block_hash in idle:
                 del idle[block_hash]
                 users[block_hash] = 1
@@ -128,6 +133,7 @@ class BlockPool:
             # New blocks are the end of the chain: what is held is closed under prefixes.
             known = len(hashes) - len(stored)
             self._record_stored(stored, hashes[known - 1] if known else parent)
+        return freed
 
     def _record_stored(self, hashes: list[int], parent: int) -> None:
         if self._events:

@@ -208,7 +208,9 @@ class Scheduler(Generic[SequenceT]):
 
     def _max_hit(self, sequence: SequenceT) -> int:
         # The last token is always computed: its logits give the next one.
-        return (sequence.prefill_tokens - 1) // self.limits.tokens_per_block if self.limits.share_prefixes else 0
+        if not self.limits.share_prefixes:
+            return 0
+        return min(len(sequence.hashes), (sequence.prefill_tokens - 1) // self.limits.tokens_per_block)
 
     def _promise(self, sequence: SequenceT, hit: int) -> bool:
         size = self.limits.tokens_per_block
@@ -248,7 +250,8 @@ class Scheduler(Generic[SequenceT]):
         self.queued_prefill_tokens -= tokens
         full = sequence.computed_tokens // self.limits.tokens_per_block
         if full > len(sequence.hashes):  # preempted: the last block has output in it, and was not filled before
-            full = self._learn_hash(sequence)
+            self._learn_hash(sequence)
+            full = len(sequence.hashes)
         if full > sequence.filled_blocks and self.limits.share_prefixes:
             self._fill(sequence, full)
         if sequence.computed_tokens < sequence.prefill_tokens:
@@ -263,18 +266,18 @@ class Scheduler(Generic[SequenceT]):
         elif sequence.prefill_tokens % self.limits.tokens_per_block == 0:
             self._grow(sequence)
 
-    def _learn_hash(self, sequence: SequenceT) -> int:
+    def _learn_hash(self, sequence: SequenceT) -> None:
         if sequence.next_hash is not None:
             sequence.hashes.append(sequence.next_hash(len(sequence.hashes)))
-        return len(sequence.hashes)
 
     def _fill(self, sequence: SequenceT, full: int) -> None:
         first = sequence.filled_blocks
         parent = sequence.hashes[first - 1] if first else sequence.root
-        self.pool.fill(sequence.hashes[first:full], parent)
+        freed = self.pool.fill(sequence.hashes[first:full], parent)
         sequence.filled_blocks = full
         sequence.open_blocks -= full - first
-        self.blocked = False  # if another sequence had filled the block too, one was freed
+        if freed and self.prefilling:  # while all decode, only an end lets others in: steps stay uniform until then
+            self.blocked = False
 
     def _fill_decoded(self, sequences: list[SequenceT]) -> None:
         """Each of these has just filled a block with output: make it reusable, and take the next one."""

@@ -66,15 +66,15 @@ class Timeline(Generic[SequenceT]):
     def advance(self, until_s: float) -> list[Progress[SequenceT]]:
         """Do all that is due by `until_s`, in order."""
         progress = []
-        while self._end_s <= until_s:
+        while self._end_s <= until_s and self._end_s < math.inf:
             progress.append(self._complete())
         return progress
 
     def _complete(self) -> Progress[SequenceT]:
         at_s, run = self._end_s, self._run
-        if run is not None and run.steps > 1:
-            self.scheduler.skip(run.steps - 1)
-        self.steps += run.steps if run is not None else 1
+        if run is not None:
+            self._skip(run.steps - 1)
+        self.steps += 1
         prefilled, finished = self.scheduler.complete(at_s)
         self._begin(at_s)
         return Progress(at_s, prefilled, finished, self.scheduler.take_events())
@@ -100,10 +100,11 @@ class Timeline(Generic[SequenceT]):
         if run is None:
             return
         done = min(run.steps_within(now_s - self._boundary_s), run.steps - 1)
-        if done:
-            self.scheduler.skip(done)
-            self.steps += done
-            self._boundary_s += run.duration_s(done)
-        rest = self.scheduler.run_of(1)
+        self._skip(done)
         self._run = None
-        self._end_s = self._boundary_s + rest.first_s
+        self._boundary_s += run.duration_s(done)
+        self._end_s = self._boundary_s + self.scheduler.run_of(1).first_s
+
+    def _skip(self, steps: int) -> None:
+        self.scheduler.skip(steps)
+        self.steps += steps
