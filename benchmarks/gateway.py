@@ -130,7 +130,7 @@ async def _shared_prefix(port: int) -> tuple[float, float]:
     first: list[float] = []
     second: list[float] = []
     for round_number in range(5):
-        prefix = [(7 * position + round_number) % 800 + 100 for position in range(2000)]
+        prefix = [(7 * position + round_number) % 200 + 300 for position in range(2000)]
         for times, ending in ((first, [5, 6, 7]), (second, [8, 9, 10])):
             body: dict[str, Any] = completion("quickstart", 4) | {"prompt": prefix + ending, "ignore_eos": True}
             times.append((await _one(port, body)).ttft_s)

@@ -1,6 +1,7 @@
 """From an engine's settings to the engine. The adapters are imported here, late: each needs its own heavy library."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 from serve.engines.protocol import Engine
@@ -28,10 +29,15 @@ def make_engine(settings: AnyEngineSettings, model_dir: Path) -> Engine:
 
 
 def _fit_to_model(settings: SimulatedSettings, model_dir: Path) -> SimulatedSettings:
-    """Let a simulated engine generate tokens that the model's tokenizer knows, unless the settings say which."""
-    if "vocab_size" in settings.model_fields_set:
+    """Let a simulated engine generate text tokens of the model's tokenizer, unless the settings say which."""
+    if settings.model_fields_set & {"vocab_size", "token_range"}:
         return settings
     vocab_size = json.loads((model_dir / "config.json").read_text()).get("vocab_size")
     if not isinstance(vocab_size, int):
         return settings
-    return SimulatedSettings.model_validate(settings.model_dump(exclude_unset=True) | {"vocab_size": vocab_size})
+    tokenizer = json.loads((model_dir / "tokenizer.json").read_text())
+    special = sorted(int(token["id"]) for token in tokenizer.get("added_tokens", ()) if token["id"] < vocab_size)
+    borders = [-1, *special, vocab_size]
+    first, last = max(((a + 1, b - 1) for a, b in pairwise(borders)), key=lambda ids: ids[1] - ids[0])
+    fitted = {"vocab_size": vocab_size, "token_range": (first, last)}
+    return SimulatedSettings.model_validate(settings.model_dump(exclude_unset=True) | fitted)
