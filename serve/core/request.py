@@ -174,7 +174,7 @@ def merge_deltas(first: TokenDelta, second: TokenDelta) -> TokenDelta:
         stop_token_id=second.stop_token_id,
         logprobs=logprobs,
         prefill=first.prefill,
-        emitted_s=first.emitted_s,
+        emitted_s=first.emitted_s if first.token_ids else second.emitted_s,
     )
 
 
