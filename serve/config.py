@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
-from serve.core.strict_model import StrictModel
+from serve.core.strict_model import StrictModel, describe_mistakes
 from serve.engines.simulated.settings import SimulatedSettings
 from serve.engines.transformers.settings import TransformersSettings
 from serve.errors import ConfigError
@@ -119,7 +119,7 @@ def parse_app_config(args: Any, source: str = "args") -> AppConfig:
     try:
         return AppConfig.model_validate(args)
     except ValidationError as exc:
-        raise ConfigError(_describe(exc, source)) from None
+        raise ConfigError(describe_mistakes(exc, source)) from None
 
 
 def load_config(path: Path) -> dict[str, AppConfig]:
@@ -149,27 +149,3 @@ def load_config(path: Path) -> dict[str, AppConfig]:
     if not configs:
         raise ConfigError(f"{path}: no application has `import_path: serve.app:build_app`")
     return configs
-
-
-def _describe(exc: ValidationError, source: str) -> str:
-    lines = []
-    errors = exc.errors(include_url=False)
-    for error in errors:
-        if any(_is_inside(other["loc"], error["loc"]) for other in errors):
-            continue  # a list "too short" because what stands in it is wrong
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
-        value = "" if error["type"] in ("missing", "extra_forbidden") else f" (got {_shorten(error['input'])})"
-        reason = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "extra_forbidden":
-            reason = "there is no such setting; check the spelling, or remove it"
-        lines.append(f"{source}{key}: {reason}{value}")
-    return "\n".join(lines)
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _is_inside(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
-    return len(inner) > len(outer) and inner[: len(outer)] == outer

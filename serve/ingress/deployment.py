@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
+from serve.core.strict_model import describe_mistakes
 from serve.datapath.listener import DeltaListener
+from serve.errors import ConfigError
 from serve.flags import missing_flags
 from serve.ingress.api import make_app
 from serve.ingress.models import load_model
@@ -40,8 +43,8 @@ class Gateway:
         limits: GatewaySettings,
     ) -> None:
         configure_logging()
-        self._settings = limits
-        self._default_settings = limits
+        self._configured = limits
+        self._settings: GatewaySettings | None = None
         self._models = [
             await asyncio.to_thread(load_model, model_id, Path(directory)) for model_id, directory in models
         ]
@@ -57,16 +60,26 @@ class Gateway:
             )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Called by Serve with the deployment's `user_config`, live: fields of GatewaySettings; the rest stays.
+        """Called by Serve with the deployment's `user_config`, live: fields of GatewaySettings; the rest as configured.
 
         Raises:
-            ValidationError: An unknown key or a bad value; the settings stay as they were.
+            ConfigError: An unknown key or a bad value at the start. Later that is logged, and the settings stay as
+                they were: Serve would answer an exception by replacing a gateway full of streams.
         """
-        merged = self._default_settings.model_dump() | (user_config or {})
-        self._settings = GatewaySettings.model_validate(merged)
+        try:
+            settings = GatewaySettings.model_validate(self._configured.model_dump() | (user_config or {}))
+        except ValidationError as exc:
+            message = describe_mistakes(exc, "deployments[gateway].user_config")
+            if self._settings is None:
+                raise ConfigError(message) from None
+            logger.error("The settings stay as they were: %s", message)
+            return
+        if self._settings is not None and settings != self._settings:
+            logger.info("New settings: %s", user_config)
+        self._settings = settings
 
     def __serve_build_asgi_app__(self) -> Any:
-        return make_app(self._models, self._backend, lambda: self._settings)
+        return make_app(self._models, self._backend, lambda: self._settings or self._configured)
 
     async def __del__(self) -> None:
         if hasattr(self, "_listener"):

@@ -1,5 +1,6 @@
 """Serving: a real `raytrt up`, as a user would start it, on free ports, with everything it starts ended afterwards."""
 
+import contextlib
 import json
 import os
 import signal
@@ -110,9 +111,12 @@ class Serving:
 
     def replica_pids(self, deployment: str) -> list[int]:
         """Return the process ids of a deployment's replicas, oldest first."""
-        name = f"ServeReplica:llm:{deployment}"
-        found = [process for process in self.processes() if name in " ".join(process.cmdline())]
-        return [process.pid for process in sorted(found, key=lambda process: process.create_time())]
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if f"ServeReplica:llm:{deployment}" in " ".join(process.cmdline()):
+                    found.append((process.create_time(), process.pid))
+        return [pid for _, pid in sorted(found)]
 
     def interrupt(self, timeout_s: float = 60.0) -> int:
         """Press Ctrl-C: SIGINT to the process group, as a terminal sends it; returns the exit status."""

@@ -76,15 +76,19 @@ async def test_a_killed_replica_ends_its_streams_with_an_error_event_and_is_repl
     before = fragile.replica_pids("model-sim")
     assert len(before) == 2
 
-    async def stream() -> list[dict[str, Any] | str]:
+    received: list[list[dict[str, Any] | str]] = [[] for _ in range(16)]
+
+    async def read(into: list[dict[str, Any] | str]) -> None:
         async with http.stream("POST", "/v1/completions", json=completion()) as response:
-            return [event async for event in events(response)]
+            async for event in events(response):
+                into.append(event)  # noqa: PERF401  # looked at while it goes on
 
     async with asyncio.TaskGroup() as group:
-        streams = [group.create_task(stream()) for _ in range(16)]
-        await eventually(lambda: in_flight(fragile) == 16, "the streams did not start")
+        for into in received:
+            group.create_task(read(into))
+        await eventually(lambda: all(received), "the streams did not start")
         os.kill(before[0], signal.SIGKILL)
-    endings = [task.result()[-2] if task.result()[-1] == "[DONE]" else task.result()[-1] for task in streams]
+    endings = [into[-2] if into[-1] == "[DONE]" else into[-1] for into in received]
     broken = [ending for ending in endings if isinstance(ending, dict) and "error" in ending]
     whole = [ending for ending in endings if isinstance(ending, dict) and "error" not in ending]
     assert broken, "no stream ran on the replica that was killed"
