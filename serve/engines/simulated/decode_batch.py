@@ -25,7 +25,7 @@ class DecodeBatch(Generic[SequenceT]):
         self._size = tokens_per_block
         self._count = 0
         self._ends: list[tuple[int, int, SequenceT]] = []  # (count at its end, serial, sequence)
-        self._phases: list[dict[SequenceT, None]] = [{} for _ in range(tokens_per_block)]
+        self._phases: dict[int, dict[SequenceT, None]] = {}  # remainder of the count -> sequences; none is empty
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -39,13 +39,16 @@ class DecodeBatch(Generic[SequenceT]):
         self.sequences[sequence] = None
         self.context_tokens += sequence.prefill_tokens + 1
         heappush(self._ends, (self._end(sequence), sequence.serial, sequence))
-        self._phases[self._phase(sequence)][sequence] = None
+        self._phases.setdefault(self._phase(sequence), {})[sequence] = None
 
     def leave(self, sequence: SequenceT) -> None:
         """Take a sequence out, and fix the number of tokens that it has."""
         steps = self._count - sequence.entered
         del self.sequences[sequence]
-        del self._phases[self._phase(sequence)][sequence]
+        phase = self._phases[self._phase(sequence)]
+        del phase[sequence]
+        if not phase:
+            del self._phases[self._phase(sequence)]
         sequence.produced_tokens += steps
         self.context_tokens -= sequence.prefill_tokens + steps + 1
 
@@ -61,7 +64,22 @@ class DecodeBatch(Generic[SequenceT]):
         """Give each sequence a token. Returns those that filled a block by it."""
         self._count += 1
         self.context_tokens += len(self.sequences)
-        return list(self._phases[self._count % self._size])
+        return list(self._phases.get(self._count % self._size, ()))
+
+    def steps(self, steps: int) -> Iterator[list[SequenceT]]:
+        """Give each sequence `steps` tokens. Yields, in between, those that fill a block; none may end or leave."""
+        start, end, size = self._count, self._count + steps, len(self.sequences)
+        offsets = sorted((phase - start - 1) % self._size + 1 for phase in self._phases)
+        while start < end:
+            for count in [start + offset for offset in offsets]:
+                if count > end:
+                    break
+                self.context_tokens += (count - self._count) * size
+                self._count = count
+                yield list(self._phases[count % self._size])
+            start += self._size
+        self.context_tokens += (end - self._count) * size
+        self._count = end
 
     def ended(self) -> Iterator[SequenceT]:
         """Yield, and forget, each sequence that has all its tokens. The consumer takes it out."""

@@ -343,10 +343,8 @@ class Scheduler(Generic[SequenceT]):
 
     def skip(self, steps: int) -> None:
         """Complete `steps` < `uniform_steps` steps, of which the first was begun, and begin the next."""
-        for _ in range(steps):
-            filled = self.decoding.step()
-            if filled:
-                self._fill_decoded(filled)
+        for sequences in self.decoding.steps(steps):
+            self._fill_decoded(sequences)
 
 
 def _started_as(sequence: ScheduledSequence) -> int:
