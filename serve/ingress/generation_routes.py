@@ -1,7 +1,7 @@
 """GenerationRoutes: POST /v1/chat/completions and POST /v1/completions."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
 import msgspec
 
@@ -107,17 +107,24 @@ class GenerationRoutes:
                 "n" if prompts == 1 else "prompt",
             )
         metrics = self._metrics.models[exchange.model]
+
+        async def work() -> None:
+            job, answer = await prepare()
+            await self._generation.run(exchange, job, answer, metrics, stream=request.stream is True)
+
         with self._generation.admitted(sequences, settings):
-            try:
-                async with asyncio.timeout(settings.request_timeout_s):
-                    job, answer = await prepare()
-                    await self._generation.run(exchange, job, answer, metrics, stream=request.stream is True)
-            except TimeoutError as exc:
-                raise ApiError(
-                    408,
-                    f"The request took longer than {settings.request_timeout_s:g} s, the limit here.",
-                    code="timeout",
-                ) from exc
+            await _in_time(work(), settings.request_timeout_s)
+
+
+async def _in_time(work: Coroutine[None, None, None], limit_s: float | None) -> None:
+    if limit_s is None:
+        await work
+        return
+    try:
+        async with asyncio.timeout(limit_s):
+            await work
+    except TimeoutError as exc:
+        raise ApiError(408, f"The request took longer than {limit_s:g} s, the limit here.", code="timeout") from exc
 
 
 def _wants_usage(request: GenerationFields) -> bool:

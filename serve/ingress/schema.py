@@ -53,7 +53,7 @@ def openapi_document(model_ids: Sequence[str]) -> dict[str, Any]:
     for name in ("ChatCompletionRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest"):
         schemas[name]["properties"]["model"]["enum"] = list(model_ids)
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {
             "title": "RayTRT gateway",
             "description": "OpenAI's API for text, with extensions that users of vLLM and TensorRT-LLM know.",
@@ -94,16 +94,22 @@ def _answer(schema: str) -> dict[str, Any]:
     return {"description": "The answer.", "content": _json(schema), "headers": _EVERY_HEADER}
 
 
+def _event(schema: str) -> dict[str, Any]:
+    """A server-sent event, as OpenAPI 3.2 describes it; the version before could not."""
+    either = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in (schema, "ErrorResponse")]}
+    event = {"contentMediaType": "application/json", "contentSchema": either}
+    done = {"const": "[DONE]", "description": "The last event of a stream that is complete."}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "anyOf": [done, event]}},
+    }
+
+
 def _post(operation: str, request: str, answer: str, event: str | None = None) -> dict[str, Any]:
     success = _answer(answer)
     if event is not None:
-        success["content"]["text/event-stream"] = {
-            # OpenAPI 3.1 cannot describe events; each is `data: ` and one of these, and the last is `data: [DONE]`.
-            "schema": {
-                "type": "string",
-                "description": f"Server-sent events, each the JSON of {event} or ErrorResponse.",
-            }
-        }
+        success["content"]["text/event-stream"] = {"itemSchema": _event(event)}
     return {
         "post": {
             "operationId": operation,

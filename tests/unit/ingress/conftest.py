@@ -2,12 +2,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from serve.ingress.api import GatewayApp, make_app
 from serve.ingress.models import ServedModel, load_model
 from serve.ingress.settings import GatewaySettings
 from tests.unit.ingress.fake_backend import FakeBackend, say
 from tests.unit.ingress.tiny_model import write_model
+
+settings.register_profile("no deadline", deadline=None)  # test machines are shared
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
