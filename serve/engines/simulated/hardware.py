@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from serve.core.strict_model import StrictModel
 
 Precision = Literal["bf16", "fp8", "fp4"]
+Generation = Literal["ampere", "ada", "hopper", "blackwell"]
 
 BYTES_PER_WEIGHT: dict[Precision, float] = {
     "bf16": 2.0,
@@ -19,6 +20,7 @@ class GpuDatasheet(StrictModel):
     """One GPU. Dense rates: datasheets often print twice as much, with sparsity."""
 
     name: str = Field(description="What to call it in messages.")
+    generation: Generation = Field(description="Decides what of the datasheet is reached, unless that is configured.")
     bf16_tflops: PositiveFloat = Field(description="Dense FP16/BF16 tensor rate, 1e12 operations a second.")
     fp8_tflops: PositiveFloat = Field(description="Dense FP8 tensor rate; the FP16 rate where there is no FP8.")
     fp4_tflops: PositiveFloat = Field(description="Dense FP4 tensor rate; the FP8 rate where there is no FP4.")
@@ -31,9 +33,12 @@ class GpuDatasheet(StrictModel):
         return {"bf16": self.bf16_tflops, "fp8": self.fp8_tflops, "fp4": self.fp4_tflops}[precision]
 
 
-def _gpu(name: str, bf16: float, fp8: float, fp4: float, memory: float, bandwidth: float, link: float) -> GpuDatasheet:
+def _gpu(
+    name: str, generation: Generation, bf16: float, fp8: float, fp4: float, memory: float, bandwidth: float, link: float
+) -> GpuDatasheet:
     return GpuDatasheet(
         name=name,
+        generation=generation,
         bf16_tflops=bf16,
         fp8_tflops=fp8,
         fp4_tflops=fp4,
@@ -48,11 +53,11 @@ def _gpu(name: str, bf16: float, fp8: float, fp4: float, memory: float, bandwidt
 # Tensor Core GPU" (SXM). B200: "NVIDIA DGX B200" (eight GPUs: 36 / 72 / 144 PFLOPS BF16 / FP8 / FP4 with sparsity,
 # 64 TB/s HBM, 14.4 TB/s NVLink both ways). Links: half of the bidirectional figure.
 GPUS: dict[str, GpuDatasheet] = {
-    "a100-80gb": _gpu("A100 80GB SXM", 312, 312, 312, 80, 2039, 300),
-    "l40s": _gpu("L40S", 362, 733, 733, 48, 864, 32),
-    "h100": _gpu("H100 80GB SXM", 989.5, 1979, 1979, 80, 3350, 450),
-    "h200": _gpu("H200 141GB SXM", 989.5, 1979, 1979, 141, 4800, 450),
-    "b200": _gpu("B200 180GB", 2250, 4500, 9000, 180, 8000, 900),
+    "a100-80gb": _gpu("A100 80GB SXM", "ampere", 312, 312, 312, 80, 2039, 300),
+    "l40s": _gpu("L40S", "ada", 362, 733, 733, 48, 864, 32),
+    "h100": _gpu("H100 80GB SXM", "hopper", 989.5, 1979, 1979, 80, 3350, 450),
+    "h200": _gpu("H200 141GB SXM", "hopper", 989.5, 1979, 1979, 141, 4800, 450),
+    "b200": _gpu("B200 180GB", "blackwell", 2250, 4500, 9000, 180, 8000, 900),
 }
 
 

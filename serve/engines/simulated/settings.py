@@ -10,7 +10,7 @@ from serve.engines.simulated.faults import Fault
 from serve.engines.simulated.hardware import GPUS, MODELS, GpuDatasheet, ModelShape, Precision
 from serve.engines.simulated.latency import FixedLatency, LatencyModel
 from serve.engines.simulated.limits import SchedulerLimits
-from serve.engines.simulated.roofline import Efficiency, RooflineLatency, kv_capacity_tokens
+from serve.engines.simulated.roofline import EFFICIENCIES, Efficiency, RooflineLatency, kv_capacity_tokens
 from serve.engines.simulated.tokens import LADDER
 
 
@@ -36,7 +36,9 @@ class RooflineSettings(StrictModel):
     tensor_parallel: PositiveInt = Field(default=1, description="GPUs that share each layer.")
     weights: Precision = Field(default="fp8", description="Precision of weights and matrix products.")
     kv_cache: Precision = Field(default="fp8", description="Precision of keys and values.")
-    efficiency: Efficiency = Field(default=Efficiency(), description="What of the datasheet is reached.")
+    efficiency: Efficiency | None = Field(
+        default=None, description="What of the datasheet is reached. None: as calibrated for the GPU's generation."
+    )
     kv_fraction: PositiveFloat = Field(
         default=0.9, le=1, description="Share of the memory left that the KV cache takes."
     )
@@ -81,8 +83,9 @@ class RooflineSettings(StrictModel):
 
     def make_model(self) -> LatencyModel:
         """Make the latency model."""
+        efficiency = self.efficiency or EFFICIENCIES[self.datasheet.generation]
         return RooflineLatency(
-            self.shape, self.datasheet, self.tensor_parallel, self.weights, self.kv_cache, self.efficiency
+            self.shape, self.datasheet, self.tensor_parallel, self.weights, self.kv_cache, efficiency
         )
 
 
