@@ -17,7 +17,7 @@ from serve.ingress.settings import GatewaySettings
 from serve.ingress.text_routes import TextRoutes
 from serve.ingress.text_work import TextWork
 
-_logger = logging.getLogger("raytrt.gateway")
+_LOGGER = logging.getLogger("raytrt.gateway")
 
 Routes = dict[str, dict[str, Handler]]
 
@@ -26,7 +26,10 @@ _MODEL_PREFIX = "/v1/models/"
 
 
 def make_app(
-    models: Sequence[ServedModel], backend: Backend, settings: Callable[[], GatewaySettings] = GatewaySettings
+    models: Sequence[ServedModel],
+    backend: Backend,
+    settings: Callable[[], GatewaySettings] = GatewaySettings,
+    logger: logging.Logger = _LOGGER,
 ) -> "GatewayApp":
     """Make the gateway's ASGI application. It belongs to one event loop.
 
@@ -34,6 +37,7 @@ def make_app(
         models: What is served; ids are unique.
         backend: Carries sequences to replicas.
         settings: Returns the settings in force; asked for each request.
+        logger: Gets one line for each request that fails.
     """
     by_id = {model.id: model for model in models}
     metrics, work = GatewayMetrics(by_id), TextWork()
@@ -53,7 +57,7 @@ def make_app(
         "/tokenize": {"POST": text.tokenize},
         "/detokenize": {"POST": text.detokenize},
     }
-    return GatewayApp(routes, operator.model, metrics, settings, work)
+    return GatewayApp(routes, operator.model, metrics, settings, work, logger)
 
 
 class GatewayApp:
@@ -66,6 +70,7 @@ class GatewayApp:
         metrics: GatewayMetrics,
         settings: Callable[[], GatewaySettings],
         work: TextWork,
+        logger: logging.Logger,
     ) -> None:
         """Join what `make_app` made."""
         self._routes = routes
@@ -73,6 +78,7 @@ class GatewayApp:
         self._metrics = metrics
         self._settings = settings
         self._work = work
+        self._logger = logger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the server's lifespan."""
@@ -96,7 +102,7 @@ class GatewayApp:
             await self._handler(exchange)(exchange)
             status = exchange.status
         except ClientGone:
-            _logger.info("request %s: the client went away", exchange.request_id)
+            self._logger.info("request %s: the client went away", exchange.request_id)
         except Exception as exc:
             status = await self._fail(exchange, exc)
         finally:
@@ -130,8 +136,8 @@ class GatewayApp:
         error = from_exception(exc, self._settings().retry_after_s)
         if error is None:
             error = internal_error(exchange.request_id)
-            _logger.error("request %s failed by a defect of the gateway", exchange.request_id, exc_info=exc)
-        _logger.log(
+            self._logger.error("request %s failed by a defect of the gateway", exchange.request_id, exc_info=exc)
+        self._logger.log(
             logging.ERROR if error.status >= 500 else logging.WARNING,
             "request %s: %s %s model=%s status=%d code=%s after %.1f ms: %s",
             exchange.request_id,

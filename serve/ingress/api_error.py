@@ -63,6 +63,9 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
         self.extra_headers = headers
 
+    def __str__(self) -> str:
+        return self.message
+
     def body(self) -> bytes:
         """Return the JSON of the answer, or of the last event of a stream."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")

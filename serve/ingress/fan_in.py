@@ -1,4 +1,4 @@
-"""fan_in: several streams as one, in the order of arrival; none is lost, none goes on alone."""
+"""fan_in: several streams as one, in the order of arrival; none is lost, and none goes on after another failed."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -8,23 +8,22 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-async def fan_in(
-    streams: Sequence[AsyncGenerator[_T, None]], merge: Callable[[_T, _T], _T]
-) -> AsyncGenerator[tuple[int, _T], None]:
-    """Yield (number of the stream, item).
+def fan_in(streams: Sequence[AsyncGenerator[_T, None]], merge: Callable[[_T, _T], _T]) -> AsyncGenerator[_T, None]:
+    """Return one stream of the items of all.
 
-    What one stream brings while the consumer is busy is merged to one item, so a slow consumer costs no memory for each
-    item. The first error ends all. However it ends, every stream is closed before this generator is.
+    What a stream brings while the consumer is busy is merged to one item, so a slow consumer costs no memory for each
+    item. The first error ends all. However it ends, every stream is closed before the returned generator is.
 
     Args:
-        streams: Closed here.
+        streams: At least one; closed with the returned generator.
         merge: Joins two consecutive items of one stream.
     """
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as stream:
-            async for item in stream:
-                yield 0, item
-        return
+    return streams[0] if len(streams) == 1 else _fan_in(streams, merge)
+
+
+async def _fan_in(
+    streams: Sequence[AsyncGenerator[_T, None]], merge: Callable[[_T, _T], _T]
+) -> AsyncGenerator[_T, None]:
     ready: dict[int, _T] = {}
     wake = asyncio.Event()
 
@@ -46,8 +45,8 @@ async def fan_in(
             for task in done:
                 task.result()  # raises what ended it
             batch, ready = ready, {}
-            for number, item in batch.items():
-                yield number, item
+            for item in batch.values():
+                yield item
             if len(done) == len(tasks) and not ready:
                 return
     finally:

@@ -42,6 +42,17 @@ class Piece(Struct):
     emitted_s: float = 0.0
 
 
+def merge_pieces(first: Piece, second: Piece) -> Piece:
+    """Join two consecutive pieces of one sequence."""
+    return Piece(
+        text=first.text + second.text,
+        tokens=[*first.tokens, *second.tokens],
+        finish_reason=second.finish_reason,
+        num_tokens=first.num_tokens + second.num_tokens,
+        emitted_s=first.emitted_s,
+    )
+
+
 class SequenceText:
     """The visible side of one sequence. Feed it every delta, in order, until `finish_reason` is set.
 

@@ -68,7 +68,8 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError as exc:
             raise ConfigError(f"{origin}, line {exc.lineno}: the chat template does not parse: {exc.message}") from exc
-        self._special_tokens = dict(special_tokens)
+        # What every rendering starts from; merging the environment's globals each time costs more than the rendering.
+        self._base = {**self._template.globals, **special_tokens}
         self._keeps_developer = "developer" in source
         self.knows_reasoning_effort = "reasoning_effort" in source
         self._takes_parts = self._probe_takes_parts()
@@ -108,10 +109,10 @@ class ChatTemplate:
         return self._render([self._as_dict(message) for message in messages], add_generation_prompt, variables or {})
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]) -> str:
-        context = {**self._special_tokens, **variables}
+        context = {**self._base, **variables}
         context.update(messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None)
         try:
-            return self._template.render(context)
+            return "".join(self._template.root_render_func(self._template.new_context(context, shared=True)))
         except SecurityError as exc:
             raise RequestError(
                 f"The model's chat template did something that is not allowed: {exc}", "messages"

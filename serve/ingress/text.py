@@ -10,6 +10,8 @@ from serve.ingress.model_files import ModelFiles
 from serve.ingress.openai import Message
 from serve.ingress.template import ChatTemplate
 
+_DECODED_AT_ONCE = 4096  # tokens, well below a millisecond
+
 
 class TextModel:
     """Tokenizer and chat template of one model. Methods block for as long as the text is long; they are thread-safe.
@@ -97,7 +99,10 @@ class TextModel:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of a sequence that nothing comes before."""
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
-        return detokenizer.feed(token_ids) + detokenizer.flush()
+        # In parts: one call for all would hold the GIL for as long as the sequence is.
+        starts = range(0, len(token_ids), _DECODED_AT_ONCE)
+        parts = [detokenizer.feed(token_ids[start : start + _DECODED_AT_ONCE]) for start in starts]
+        return "".join(parts) + detokenizer.flush()
 
     def bytes_of(self, token_id: int) -> bytes:
         """Return what a token stands for, special or not; nothing if the tokenizer does not know it."""

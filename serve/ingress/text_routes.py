@@ -63,7 +63,7 @@ def _tokenized(request: TokenizeRequest, model: ServedModel) -> bytes:
             variables=request.chat_template_kwargs,
         )
         param, add_special = "messages", request.add_special_tokens is True
-    packed = model.text.encode(text, add_special_tokens=add_special, room=2**31, param=param)
+    packed = model.text.encode(text, add_special_tokens=add_special, room=model.context_tokens, param=param)
     tokens = memoryview(packed).cast("I").tolist()
     strs = (
         [model.text.bytes_of(token_id).decode("utf-8", "replace") for token_id in tokens]

@@ -1,21 +1,22 @@
 """TextWork: where tokenizing happens, so that no stream waits for another's long prompt."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 _T = TypeVar("_T")
 
-INLINE_CHARS = 4096  # about a millisecond of tokenizing; handing it to a thread and back costs a tenth of that
+INLINE_CHARS = 2048  # about a millisecond of tokenizing; handing it to a thread and back costs a tenth of that
 
 
 class TextWork:
     """Runs short work at once and long work in one of a few threads; the tokenizer releases the GIL there."""
 
-    def __init__(self, threads: int = 2) -> None:
+    def __init__(self) -> None:
         """Make the pool; threads start when they are needed."""
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gateway-text")
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="gateway-text")
 
     async def run(self, size_chars: int, work: Callable[[], _T]) -> _T:
         """Return what `work` returns. `size_chars` says how long the text is that it works on."""
