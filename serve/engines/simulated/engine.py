@@ -61,20 +61,20 @@ class SimulatedEngine:
         self._started_s = 0.0
         self._requests = 0
         self._generated = 0
+        self._info = EngineInfo(
+            engine=f"simulated {version('raytrt')}",
+            context_tokens=min(settings.context_tokens, self._limits.total_blocks * self._limits.tokens_per_block),
+            vocab_size=settings.vocab_size,
+            tokens_per_block=self._limits.tokens_per_block,
+            total_blocks=self._limits.total_blocks,
+            device="simulated",
+            max_logprobs=settings.max_logprobs,
+        )
 
     @property
     def info(self) -> EngineInfo:
         """What is fixed once the engine has started."""
-        capacity = self._limits.total_blocks * self._limits.tokens_per_block
-        return EngineInfo(
-            engine=f"simulated {version('raytrt')}",
-            context_tokens=min(self._settings.context_tokens, capacity),
-            vocab_size=self._settings.vocab_size,
-            tokens_per_block=self._limits.tokens_per_block,
-            total_blocks=self._limits.total_blocks,
-            device="simulated",
-            max_logprobs=self._settings.max_logprobs,
-        )
+        return self._info
 
     async def start(self) -> None:
         """Wait for as long as a start takes.
