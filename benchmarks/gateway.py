@@ -164,6 +164,7 @@ async def _unary_rate(port: int, requests: int) -> float:
     async def worker() -> None:
         connection = await Connection.open(port)
         for _ in range(requests // STREAMS):
+            connection = await connection.renewed(port)
             record = await connection.request("/v1/completions", completion("instant", 1, stream=False))
             assert record.status == 200, record.body
         connection.close()

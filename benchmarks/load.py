@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
         self._now_s = 0.0
         self.record = StreamRecord()
         self._is_stream = False
+        self.reusable = True
 
     @classmethod
     async def open(cls, port: int, host: str = "127.0.0.1") -> "Connection":
@@ -80,10 +81,15 @@ class Connection(asyncio.Protocol):
         _, connection = await asyncio.get_running_loop().create_connection(cls, host, port)
         return connection
 
+    async def renewed(self, port: int) -> "Connection":
+        """Return this connection, or a new one if the server has closed it or is about to."""
+        return self if self.reusable else await self.open(port)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.reusable = False
         if self._done is not None and not self._done.done():
             self._done.set_exception(ConnectionError("the server closed the connection"))
 
@@ -121,6 +127,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self.record.status = self._parser.get_status_code()
+        self.reusable = self.reusable and self._parser.should_keep_alive()
         assert self._done is not None
         if not self._done.done():
             self._done.set_result(None)

@@ -15,7 +15,7 @@ from tests.unit.engines.transformers.tiny_model import VOCAB_SIZE, make_tiny_mod
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "paged": {"attention": "paged", "max_num_tokens": 256},
-    "chunked": {"attention": "paged", "max_num_tokens": 20, "tokens_per_block": 4},
+    "chunked": {"attention": "paged", "max_num_tokens": 20, "max_batch_size": 16, "tokens_per_block": 4},
     "sdpa": {"attention": "sdpa", "max_num_tokens": 128},
     "unshared": {"attention": "paged", "prefix_sharing": False},
 }

@@ -8,7 +8,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from serve.ingress.detokenize import Detokenizer, DetokenizerFactory, TableDetokenizer, WindowDetokenizer
 from tests.unit.ingress.tiny_model import CORPUS, train_tokenizer
 
-TEXTS = st.text(max_size=60) | st.lists(st.sampled_from([*"aé世😀👍🏽 ▁\n", "the ", " fox", "<|eos|>"])).map("".join)
+TEXTS = st.text(max_size=60) | st.lists(
+    st.sampled_from([*"aé世😀👍🏽 ▁\n", "the ", " fox", "<|eos|>", "<think é>"])
+).map("".join)
 
 
 def sentencepiece(*, strip: bool) -> Tokenizer:

@@ -153,6 +153,7 @@ async def test_a_body_in_parts_is_joined(app: GatewayApp) -> None:
         ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", None),
         ({"top_logprobs": 2}, "top_logprobs", None),
+        ({"top_logprobs": 2, "logprobs": False}, "top_logprobs", None),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", None),
         ({"min_tokens": 3, "max_tokens": 2}, "min_tokens", None),
         ({"logit_bias": {"512": 1}}, "logit_bias", None),
