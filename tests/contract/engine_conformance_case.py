@@ -130,6 +130,11 @@ class EngineProbe:
         """Return a prompt of so many tokens that depends on `tag` only."""
         return tuple(random.Random(repr(tag)).choices(self.case.token_ids, k=tokens))
 
+    @property
+    def long(self) -> int:
+        """Output tokens that take a while, but whose KV blocks several sequences can have at once."""
+        return min(1000, self.info.context_tokens // 2)
+
     def request(self, prompt: Sequence[int], cache_salt: str = "", **sampling: Any) -> GenerateRequest:
         self._count += 1
         return GenerateRequest(
@@ -170,6 +175,10 @@ class EngineProbe:
         """Wait for a condition that nobody announces."""
         try:
             async with asyncio.timeout(self.case.deadline_s):
+                for _ in range(50):  # an engine may be fast
+                    if condition():
+                        return
+                    await asyncio.sleep(0)
                 while not condition():  # noqa: ASYNC110  # an engine announces nothing
                     await asyncio.sleep(0.002)
         except TimeoutError:

@@ -33,7 +33,7 @@ class LifecycleConformance:
         if not engine_case.limits_queue:
             pytest.skip("its queue has no limit")
         async with own_engine(engine_case, EngineLimits(max_running=1, max_waiting=1)) as probe:
-            running = probe.stream(probe.prompt(12, "running"), max_tokens=200, **GREEDY)
+            running = probe.stream(probe.prompt(12, "running"), max_tokens=probe.long, **GREEDY)
             await probe.first_delta(running)
             for i in range(3):
                 waiting = asyncio.ensure_future(probe.run(probe.prompt(12, ("waiting", i)), max_tokens=3, **GREEDY))
@@ -52,7 +52,7 @@ class LifecycleConformance:
             prompt = probe.prompt(20, "death")
             before = (await probe.run(prompt, max_tokens=10, **GREEDY)).token_ids
             probe.engine.check_health()
-            streams = [probe.stream(probe.prompt(12, ("dying", i)), max_tokens=200, **GREEDY) for i in range(4)]
+            streams = [probe.stream(probe.prompt(12, ("dying", i)), max_tokens=probe.long, **GREEDY) for i in range(4)]
             for stream in streams:
                 await probe.first_delta(stream)
             await engine_case.kill(probe.engine)
@@ -75,7 +75,7 @@ class LifecycleConformance:
         limits = EngineLimits(max_running=2) if engine_case.limits_queue else None
         async with own_engine(engine_case, limits) as probe:
             readers = [
-                asyncio.ensure_future(probe.run(probe.prompt(12, ("stop", i)), max_tokens=200, **GREEDY))
+                asyncio.ensure_future(probe.run(probe.prompt(12, ("stop", i)), max_tokens=probe.long, **GREEDY))
                 for i in range(6)
             ]
             await probe.until(lambda: probe.engine.stats().running > 0, "running")
@@ -97,8 +97,8 @@ class LifecycleConformance:
 
     async def test_a_closed_stream_after_stop_is_harmless(self, engine_case: EngineCase) -> None:
         async with own_engine(engine_case) as probe:
-            started = probe.stream(probe.prompt(12, "open"), max_tokens=200, **GREEDY)
-            untouched = probe.stream(probe.prompt(12, "untouched"), max_tokens=200, **GREEDY)
+            started = probe.stream(probe.prompt(12, "open"), max_tokens=probe.long, **GREEDY)
+            untouched = probe.stream(probe.prompt(12, "untouched"), max_tokens=probe.long, **GREEDY)
             await probe.first_delta(started)
             await probe.engine.stop()
             await started.aclose()
