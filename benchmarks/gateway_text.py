@@ -25,6 +25,8 @@ from serve.ingress.settings import GatewaySettings
 QUICKSTART = Path(__file__).parent.parent / "serve" / "models" / "quickstart"
 QUESTION = "How do I serve a model on 8 GPUs?"
 
+Figure = tuple[str, float, str, float | None]  # name, value, unit, what it must not exceed
+
 
 class InstantBackend:
     """Answers with the same token again and again, one a delta, without waiting."""
@@ -90,12 +92,13 @@ def chat_body(model: ServedModel, **fields: Any) -> bytes:
     return json.dumps({"model": model.id, "messages": [{"role": "user", "content": QUESTION}], **fields}).encode()
 
 
-def figure(name: str, value: float, unit: str, hold: float | None = None) -> None:
-    """Print a row of the table, and its JSON line for machines."""
-    line: dict[str, Any] = {"name": name, "value": round(value, 2), "unit": unit}
-    if hold is not None:
-        line |= {"hold": hold, "ok": value <= hold}
-    print(json.dumps(line))
+def report(figures: list[Figure]) -> None:
+    """Print a table for people, and a JSON line a figure for machines."""
+    for name, value, unit, hold in figures:
+        print(f"{name:40} {value:8.1f} {unit:12}" + (f" hold <= {hold:g}" if hold is not None else ""))
+    for name, value, unit, hold in figures:
+        line: dict[str, Any] = {"name": name, "value": round(value, 2), "unit": unit}
+        print(json.dumps(line if hold is None else line | {"hold": hold, "ok": value <= hold}))
 
 
 def main() -> None:
@@ -121,10 +124,13 @@ def main() -> None:
             pstats.Stats(profile).sort_stats("tottime").print_stats(25)
             profile = cProfile.Profile()
         return
-    figure("gateway_unary_chat", measure(lambda: call(app, chat, unary), 500, 1), "us/request", 350)
-    figure("gateway_streamed_token", measure(lambda: call(app, chat, streamed), 5, count), "us/token", 20)
-    figure("gateway_streamed_token_with_stops", measure(lambda: call(app, chat, stopped), 5, count), "us/token")
-    figure("gateway_streamed_token_with_logprobs", measure(lambda: call(app, chat, scored), 5, count), "us/token")
+    figures: list[Figure] = [
+        ("gateway_unary_chat", measure(lambda: call(app, chat, unary), 500, 1), "us/request", 350.0),
+        ("gateway_streamed_token", measure(lambda: call(app, chat, streamed), 5, count), "us/token", 20.0),
+        ("gateway_streamed_token_with_stops", measure(lambda: call(app, chat, stopped), 5, count), "us/token", None),
+        ("gateway_streamed_token_with_logprobs", measure(lambda: call(app, chat, scored), 5, count), "us/token", None),
+    ]
+    report(figures)
 
 
 async def _repeat(app: GatewayApp, path: str, body: bytes, repeats: int) -> None:

@@ -133,10 +133,8 @@ class GatewayApp:
 
     async def _fail(self, exchange: Exchange, exc: Exception) -> int:
         """Tell the client and the log; return the status for the metrics."""
-        error = from_exception(exc, self._settings().retry_after_s)
-        if error is None:
-            error = internal_error(exchange.request_id)
-            self._logger.error("request %s failed by a defect of the gateway", exchange.request_id, exc_info=exc)
+        known = from_exception(exc, self._settings().retry_after_s)
+        error = known or internal_error(exchange.request_id)
         self._logger.log(
             logging.ERROR if error.status >= 500 else logging.WARNING,
             "request %s: %s %s model=%s status=%d code=%s after %.1f ms: %s",
@@ -148,6 +146,7 @@ class GatewayApp:
             error.code or "-",
             (time.monotonic() - exchange.started_s) * 1000,
             printable(str(exc), 300),
+            exc_info=exc if known is None else None,
         )
         try:
             await exchange.send_error(error)

@@ -53,7 +53,7 @@ def check_chat(request: ChatCompletionRequest) -> None:
             "response_format.type",
             "unsupported_value",
         )
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true.", "top_logprobs")
     _check_common(request)
 
