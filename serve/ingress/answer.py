@@ -6,8 +6,8 @@ from typing import Protocol
 
 import msgspec
 
-from serve.ingress.answers import Timing
 from serve.ingress.job import Choice
+from serve.ingress.openai_answers import Timing
 from serve.ingress.sequence import Piece, ShownToken
 
 DONE = b"data: [DONE]\n\n"

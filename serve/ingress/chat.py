@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from msgspec import UNSET, UnsetType
 
 from serve.ingress.answer import CONTENT_MARK, DONE, Result, encode, sse, template_of, timing_of
-from serve.ingress.answers import (
+from serve.ingress.job import Choice, Job
+from serve.ingress.logprobs import chat_logprobs
+from serve.ingress.openai_answers import (
     AnswerMessage,
     ChatChoice,
     ChatChunkChoice,
@@ -17,8 +19,6 @@ from serve.ingress.answers import (
     Timing,
     Usage,
 )
-from serve.ingress.job import Choice, Job
-from serve.ingress.logprobs import chat_logprobs
 from serve.ingress.sequence import Piece, ShownToken
 
 

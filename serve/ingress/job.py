@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import msgspec
 
 from serve.core.request import GenerateRequest, PrefillInfo, SamplingParams
-from serve.ingress.answers import PromptTokensDetails, Usage
 from serve.ingress.models import ServedModel
 from serve.ingress.openai import GenerationFields
+from serve.ingress.openai_answers import PromptTokensDetails, Usage
 from serve.ingress.prompts import Prompt
 from serve.ingress.sampling import seed_of_choice, stop_strings
 from serve.ingress.sequence import SequenceText

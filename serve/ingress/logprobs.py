@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from serve.ingress.answers import ChatLogprobs, CompletionLogprobs, TokenLogprobs, TopLogprob
+from serve.ingress.openai_answers import ChatLogprobs, CompletionLogprobs, TokenLogprobs, TopLogprob
 from serve.ingress.sequence import ShownToken
 
 BytesOf = Callable[[int], bytes]

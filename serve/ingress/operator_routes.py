@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from serve.ingress import answers
+from serve.ingress import openai_answers as answers
 from serve.ingress.answer import encode
 from serve.ingress.backend import Backend
 from serve.ingress.exchange import Exchange, Handler

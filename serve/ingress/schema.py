@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from serve.ingress import answers, openai
+from serve.ingress import openai
+from serve.ingress import openai_answers as answers
 from serve.ingress.api_error import ErrorResponse
 
 _STRUCTS = (

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from serve.errors import RequestError
-from serve.ingress import answers
+from serve.ingress import openai_answers as answers
 from serve.ingress.answer import encode
 from serve.ingress.decoding import decode_body
 from serve.ingress.exchange import Exchange
