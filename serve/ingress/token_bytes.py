@@ -1,4 +1,4 @@
-"""TokenBytes: what each token stands for, in tokenizers that decode by concatenation (byte-level BPE, SentencePiece)."""
+"""TokenBytes: what each token stands for, where decoding is concatenation (byte-level BPE, SentencePiece)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
