@@ -16,12 +16,14 @@ class ModelReadiness:
         ready_replicas: Replicas that take requests now.
         target_replicas: Replicas that are wanted now.
         message: What the others are doing, for people.
+        asleep: Scaled to zero on purpose; a request wakes it.
     """
 
     model: str
     ready_replicas: int
     target_replicas: int
     message: str = ""
+    asleep: bool = False
 
 
 class Backend(Protocol):

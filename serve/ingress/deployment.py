@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from serve.datapath.listener import DeltaListener
 from serve.errors import ConfigError
 from serve.flags import missing_flags
 from serve.ingress.api import make_app
+from serve.ingress.exchange import Message, Receive, Scope, Send
 from serve.ingress.models import load_model
 from serve.ingress.serve_backend import ServeBackend
 from serve.ingress.settings import GatewaySettings
@@ -43,6 +45,7 @@ class Gateway:
         limits: GatewaySettings,
     ) -> None:
         configure_logging()
+        sys.setswitchinterval(0.001)  # a thread that renders or tokenizes a long prompt yields to the streams sooner
         self._configured = limits
         self._settings: GatewaySettings | None = None
         self._models = [
@@ -79,7 +82,17 @@ class Gateway:
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> Any:
-        return make_app(self._models, self._backend, lambda: self._settings or self._configured)
+        app = make_app(self._models, self._backend, lambda: self._settings or self._configured, logger)
+
+        async def without_request_id(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_head(message: Message) -> None:
+                if message["type"] == "http.response.start":  # Serve adds x-request-id itself
+                    message["headers"] = [header for header in message["headers"] if header[0] != b"x-request-id"]
+                await send(message)
+
+            await app(scope, receive, send_head)
+
+        return without_request_id
 
     async def __del__(self) -> None:
         if hasattr(self, "_listener"):

@@ -9,7 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from serve.ingress import openai_answers as answers
 from serve.ingress.answer import encode
-from serve.ingress.backend import Backend
+from serve.ingress.backend import Backend, ModelReadiness
 from serve.ingress.exchange import Exchange, Handler
 from serve.ingress.metrics import GatewayMetrics
 from serve.ingress.models import ServedModel, find_model
@@ -42,17 +42,12 @@ class OperatorRoutes:
         await exchange.send_json(self._health)
 
     async def ready(self, exchange: Exchange) -> None:
-        """GET /ready: 200 when every model has a replica that takes requests, else 503."""
+        """GET /ready: 200 when every model has a replica that takes requests, or sleeps until one comes; else 503."""
         found = {state.model: state for state in await self._backend.readiness()}
-        shown = []
-        for model_id in self._models:
-            state = found.get(model_id)
-            shown.append(
-                answers.ReadyModel(model_id, 0, 0, "the gateway knows no replicas of it")
-                if state is None
-                else answers.ReadyModel(model_id, state.ready_replicas, state.target_replicas, state.message)
-            )
-        ready = all(model.ready_replicas > 0 for model in shown)
+        unknown = "the gateway knows no replicas of it"
+        states = [found.get(model_id, ModelReadiness(model_id, 0, 0, unknown)) for model_id in self._models]
+        ready = all(state.ready_replicas > 0 or state.asleep for state in states)
+        shown = [answers.ReadyModel(s.model, s.ready_replicas, s.target_replicas, s.message) for s in states]
         await exchange.send_json(encode(answers.Readiness(ready, shown)), 200 if ready else 503)
 
     async def version(self, exchange: Exchange) -> None:

@@ -123,9 +123,10 @@ class ServeBackend:
                 continue
             states = {str(getattr(state, "value", state)): count for state, count in status.replica_states.items()}
             ready = states.get("RUNNING", 0)
+            asleep = not states and status.status == "HEALTHY"
             others = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if state != "RUNNING")
-            message = "; ".join(part for part in (others, status.message) if part)
-            readiness.append(ModelReadiness(model, ready, sum(states.values()), message))
+            message = "; ".join(part for part in (others, "asleep" if asleep else "", status.message) if part)
+            readiness.append(ModelReadiness(model, ready, sum(states.values()), message, asleep))
         return readiness
 
 

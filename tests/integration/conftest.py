@@ -30,6 +30,12 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
                     "resources": SMALL,
                 },
                 {
+                    "id": "sleeper",
+                    "engine": {"kind": "simulated", "speed": 0},
+                    "autoscaling": {"min_replicas": 0, "max_replicas": 1},
+                    "resources": SMALL,
+                },
+                {
                     "id": "tiny",
                     "engine": {
                         "kind": "simulated",

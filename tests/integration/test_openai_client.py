@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
@@ -131,10 +132,28 @@ def test_more_than_fits_is_refused_with_retry_after_and_the_rest_is_served(servi
 
 def test_operator_endpoints(serving: Serving) -> None:
     assert serving.get("/health")[0] == 200
-    status, ready = serving.get("/ready")
-    assert status == 200
-    assert {model["id"]: model["ready_replicas"] for model in ready["models"]}["sim"] == 2
+    assert replicas(serving)["sim"] == 2
     assert serving.get("/version")[0] == 200
     status, metrics = serving.get("/metrics")
     assert status == 200
     assert "raytrt_" in metrics
+
+
+def test_a_model_scaled_to_zero_counts_as_ready_and_wakes_at_a_request(serving: Serving, client: openai.OpenAI) -> None:
+    assert replicas(serving)["sleeper"] == 0
+    assert client.completions.create(model="sleeper", prompt="x", max_tokens=3).choices[0].finish_reason == "length"
+    assert replicas(serving)["sleeper"] == 1
+
+
+def replicas(serving: Serving) -> dict[str, int]:
+    status, ready = serving.get("/ready")
+    assert status == 200
+    return {model["id"]: model["ready_replicas"] for model in ready["models"]}
+
+
+def test_every_answer_has_one_request_id_and_a_response_time(serving: Serving) -> None:
+    for path, sent in (("/v1/models", "mine-1"), ("/nothing", "mine-2"), ("/v1/models", None)):
+        answer = httpx.get(serving.url + path, headers={"x-request-id": sent} if sent else {})
+        ids = answer.headers.get_list("x-request-id")
+        assert ids == [sent] if sent else len(ids) == 1
+        assert answer.headers["x-response-time"].endswith("ms")
