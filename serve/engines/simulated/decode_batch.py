@@ -6,10 +6,12 @@ remainder at which they do; and it ends at one count, so these are kept in a hea
 """
 
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Generic
 
 from serve.engines.simulated.sequence import SequenceState, SequenceT
+
+_SLACK = 64  # entries of sequences that have left which are not worth a compaction
 
 
 class DecodeBatch(Generic[SequenceT]):
@@ -51,6 +53,9 @@ class DecodeBatch(Generic[SequenceT]):
             del self._phases[self._phase(sequence)]
         sequence.produced_tokens += steps
         self.context_tokens -= sequence.prefill_tokens + steps + 1
+        if len(self._ends) > 2 * len(self.sequences) + _SLACK:
+            self._ends[:] = [entry for entry in self._ends if entry[2] is not sequence and self._is_valid(entry)]
+            heapify(self._ends)
 
     def generated_tokens(self, sequence: SequenceT) -> int:
         """Return how many output tokens a sequence of the batch has."""

@@ -295,7 +295,8 @@ class SimulatedEngine:
             self._timer = None
 
     def _die(self, reason: str) -> None:
-        self._dead = self._dead_reason(reason)
+        if self._dead is None or not self._started_s:  # what killed it first is what matters
+            self._dead = reason
         self._cancel_timer()
         for timer in self._fault_timers:
             timer.cancel()
@@ -304,6 +305,3 @@ class SimulatedEngine:
         for sequence in live:
             self._scheduler.end(sequence)
             sequence.fail(EngineDead(self._dead))
-
-    def _dead_reason(self, reason: str) -> str:
-        return self._dead if self._dead is not None and self._started_s else reason

@@ -57,6 +57,9 @@ class Sampler:
             if sampling.repetition_penalty != 1.0:
                 self._prompt = frozenset(np.unique(prompt).tolist())
         self._adjusts = bool(self._output is not None or sampling.logit_bias)
+        self._is_plain = not (
+            sampling.temperature or self._adjusts or self._hazard or (self._stops and sampling.min_tokens)
+        )
         self._cumulative = None if self._adjusts or sampling.temperature == 0.0 else self._plain_distribution()
 
     def is_stop(self, token_id: int) -> bool:
@@ -66,6 +69,10 @@ class Sampler:
     def next(self) -> int:
         """Choose the next token. After a stop token there is no other."""
         state = self.state
+        if self._is_plain:  # greedy, with nothing to apply: what load tests ask for
+            token = self.source.ladder_token(state, 0)
+            self.state = self.source.next_state(state, token)
+            return token
         if self._hazard and self._produced >= self._sampling.min_tokens and unit(state ^ 0x5709) < self._hazard:
             return self._sampling.stop_token_ids[0]
         token = self._choose(state)

@@ -26,9 +26,11 @@ class LiveSequence(ScheduledSequence):
     __slots__ = (
         "_emitted_s",
         "_error",
-        "_first_taken",
+        "_is_first",
         "_logprob_count",
         "_logprobs",
+        "_loop",
+        "_may_stop",
         "_pending",
         "_size",
         "_stop_token_id",
@@ -63,53 +65,61 @@ class LiveSequence(ScheduledSequence):
         self._stop_token_id: int | None = None
         self._emitted_s = 0.0
         self._error: Exception | None = None
-        self._first_taken = False
+        self._is_first = True
+        self._may_stop = bool(request.sampling.stop_token_ids)
+        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
 
     def emit(self, now_s: float) -> bool:
         """Generate the next token and wake the reader; return whether it was one, or the end."""
-        sampler, before = self.sampler, self.sampler.state
+        sampler = self.sampler
+        before = sampler.state
         token = sampler.next()
-        if sampler.is_stop(token):
+        if self._may_stop and sampler.is_stop(token):
             self._stop_token_id = token
             self.finish(FinishReason.STOP)
             return False
         self._tail.append(token)
-        if not self._pending:
+        pending = self._pending
+        if not pending:
             self._emitted_s = now_s
-        self._pending.append(token)
+        pending.append(token)
         if self._logprob_count is not None:
             self._logprobs.append(describe(sampler.source, before, token, self._logprob_count))
-        self._wake()
+        waiter = self._waiter
+        if waiter is not None:
+            self._wake(waiter)
         return True
 
     def finish(self, reason: FinishReason) -> None:
         """Say that there is no further token. The first reason counts."""
         if self.finish_reason is None:
             self.finish_reason = reason
-        self._wake()
+        if self._waiter is not None:
+            self._wake(self._waiter)
 
     def fail(self, error: Exception) -> None:
         """Make the reader raise, after it has taken what is there."""
         self._error = error
-        self._wake()
+        if self._waiter is not None:
+            self._wake(self._waiter)
 
     async def take(self) -> TokenDelta:
         """Wait for tokens, the end or an error, and return all that is there."""
         while not (self._pending or self.finish_reason or self._error):
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             await self._waiter
         if self._error is not None and self.finish_reason is None:
             raise self._error
         delta = TokenDelta(
-            token_ids=tuple(self._pending),
-            finish_reason=self.finish_reason,
-            stop_token_id=self._stop_token_id,
-            logprobs=tuple(self._logprobs) if self._logprob_count is not None else None,
-            prefill=None if self._first_taken else self._prefill_info(),
-            emitted_s=self._emitted_s,
+            tuple(self._pending),
+            self.finish_reason,
+            self._stop_token_id,
+            tuple(self._logprobs) if self._logprob_count is not None else None,
+            self._prefill_info() if self._is_first else None,
+            self._emitted_s,
         )
-        self._first_taken = True
+        self._is_first = False
         self._pending.clear()
         self._logprobs.clear()
         return delta
@@ -121,9 +131,10 @@ class LiveSequence(ScheduledSequence):
             prefill_s=max(0.0, self.first_token_s - self.started_s),
         )
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _wake(self, waiter: asyncio.Future[None]) -> None:
+        self._waiter = None
+        if not waiter.done():  # the reader may have been cancelled
+            waiter.set_result(None)
 
     def _hash_next_block(self, block: int) -> int:
         parent = self.hashes[block - 1] if block else self.root
