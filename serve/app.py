@@ -12,8 +12,9 @@ from serve.ingress.deployment import Gateway
 from serve.workers.replica import EngineReplica
 
 GATEWAY = "gateway"
-# A line for each request and each sequence would cost more than routing it; /metrics counts them.
-QUIET = LoggingConfig(enable_access_log=False)
+# A line for each request and each sequence would cost more than routing it; /metrics counts them. Our own lines do not
+# pass through Serve's logger.
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 def build_app(args: dict[str, Any]) -> Application:
