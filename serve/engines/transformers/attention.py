@@ -5,7 +5,7 @@ instead of n * k, and the mask alone is `max_num_tokens` times the size of the c
 computed together, padded to the longest of those of like length, and each prompt chunk is computed by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,6 +14,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "raytrt_paged"
+
+# Gathered keys of one call. On a CPU they should still be in its cache when they are read; a GPU wants large calls.
+_GROUP_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,49 @@ class PageViews:
     Args:
         layers: For each layer its keys and its values, each (num_pages, tokens_per_page, kv_heads, head_dim).
         trash_page: A page of finite numbers that belongs to no sequence.
+        pages_per_block: Distance of the pages of two neighbouring blocks.
     """
 
-    def __init__(self, layers: dict[int, tuple[torch.Tensor, torch.Tensor]], trash_page: int) -> None:
+    def __init__(
+        self, layers: dict[int, tuple[torch.Tensor, torch.Tensor]], trash_page: int, pages_per_block: int = 1
+    ) -> None:
+        self._pages_per_block = pages_per_block
         self.pages = layers
         self.slots = {i: (k.view(-1, *k.shape[2:]), v.view(-1, *v.shape[2:])) for i, (k, v) in layers.items()}
         self.tokens_per_page = next(iter(layers.values()))[0].shape[1]
         self.trash_page = trash_page
         self.plan: _Plan | None = None
+        keys = next(iter(layers.values()))[0]
+        self._group_tokens = _GROUP_BYTES[keys.device.type] // (keys[0, 0].numel() * keys.element_size())
+        self._scratch = [torch.empty(0, dtype=k.dtype, device=k.device) for k in next(iter(layers.values()))]
+
+    def zero_all_but(self, blocks: Set[int]) -> None:
+        """Overwrite all blocks but these."""
+        for tensors in self.pages.values():
+            for pages in tensors:
+                kept = torch.tensor(sorted(blocks), dtype=torch.long, device=pages.device) * self._pages_per_block
+                free = torch.zeros(len(pages), dtype=torch.bool, device=pages.device)
+                free[:: self._pages_per_block] = True
+                free[kept] = False
+                pages[free] = 0
+
+    def alike(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Group sequences that decode, so that little of their gathered keys is padding; indexes of `lengths`."""
+        return alike(lengths, slack_tokens=4 * self.tokens_per_page, group_tokens=self._group_tokens)
+
+    def gather(self, layer: int, pages: bool, units: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copy keys and values of pages, or of slots, into memory that is used again by the next call.
+
+        Fresh memory of that size would be handed to the process page by page, which costs more than the copy.
+        """
+        gathered = []
+        for which, source in enumerate((self.pages if pages else self.slots)[layer]):
+            size = len(units) * source[0].numel()
+            if self._scratch[which].numel() < size:
+                self._scratch[which] = torch.empty(size * 5 // 4, dtype=source.dtype, device=source.device)
+            target = self._scratch[which][:size].view(len(units), *source.shape[1:])
+            gathered.append(torch.index_select(source, 0, units, out=target))
+        return gathered[0], gathered[1]
 
 
 def paged_attention(
@@ -111,17 +149,17 @@ def paged_attention(
     key_slots, value_slots = views.slots[module.layer_idx]
     key_slots.index_copy_(0, plan.write_slots, key[0].transpose(0, 1))
     value_slots.index_copy_(0, plan.write_slots, value[0].transpose(0, 1))
-    key_units, value_units = views.pages[module.layer_idx] if plan.pages else (key_slots, value_slots)
     output = torch.empty(query.shape[2], query.shape[1], value.shape[3], dtype=query.dtype, device=query.device)
     for group in plan.decodes:
-        output[group.rows] = _attend_decodes(group, query, key_units, value_units, scaling)
+        gathered = views.gather(module.layer_idx, plan.pages, group.units)
+        output[group.rows] = _attend_decodes(group, query, *gathered, scaling)
     for chunk in plan.chunks:
         span = slice(chunk.start, chunk.stop)
         if chunk.slots is None:
             keys, values = key[:, :, span], value[:, :, span]
         else:
-            keys = key_slots.index_select(0, chunk.slots).transpose(0, 1).unsqueeze(0)
-            values = value_slots.index_select(0, chunk.slots).transpose(0, 1).unsqueeze(0)
+            gathered = views.gather(module.layer_idx, False, chunk.slots)
+            keys, values = (units.transpose(0, 1).unsqueeze(0) for units in gathered)
         output[span] = _attend_chunk(query[:, :, span], keys, values, chunk.mask, scaling)[0].transpose(0, 1)
     return output.unsqueeze(0), None
 
@@ -143,12 +181,12 @@ def _attend_chunk(
 def _attend_decodes(
     group: _Decodes, query: torch.Tensor, key_units: torch.Tensor, value_units: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """Attend from one query of each sequence of `group`; (n, heads, dim)."""
+    """Attend from one query of each sequence of `group` to its gathered keys; (n, heads, dim)."""
     n, (heads, _, dim), kv_heads = len(group.rows), query.shape[1:], key_units.shape[-2]
     # The query heads that share a KV head become queries of that head.
     queries = query[0].transpose(0, 1)[group.rows].reshape(n, kv_heads, heads // kv_heads, dim)
     keys, values = (
-        units.index_select(0, group.units).view(n, -1, kv_heads, units.shape[-1])[:, : group.keys].transpose(1, 2)
+        units.view(n, -1, kv_heads, units.shape[-1])[:, : group.keys].transpose(1, 2)
         for units in (key_units, value_units)
     )
     output = scaled_dot_product_attention(queries, keys, values, attn_mask=group.mask, scale=scaling)
@@ -174,7 +212,7 @@ def _make_plan(
     if block_table is not None:
         table = block_table[0].long()
         slots = _last_slots(table, lengths, views.tokens_per_page)
-        groups = tuple(_decode_pages(rows, table, lengths, views, query) for rows in alike(lengths, views))
+        groups = tuple(_decode_pages(rows, table, lengths, views, query) for rows in views.alike(lengths))
         return _Plan(cu_seq_lens_q, slots, True, groups, ())
     reads = read_index[0]
     spans = list(zip(q_ends, q_ends[1:], k_ends, strict=False))
@@ -189,17 +227,24 @@ def _make_plan(
             chunks.append(_Chunk(q_start, q_stop, slots_read, _causal_mask(q_stop - q_start, keys, query)))
     groups = tuple(
         _decode_slots([single[j] for j in rows], spans, lengths, reads, views, query)
-        for rows in alike([lengths[i] for i in single], views)
+        for rows in views.alike([lengths[i] for i in single])
     )
     return _Plan(cu_seq_lens_q, write_index[0], False, groups, tuple(chunks))
 
 
-def alike(lengths: Sequence[int], views: PageViews) -> list[list[int]]:
-    """Group sequences so that padding to the longest of a group at most doubles the work; indexes of `lengths`."""
+def alike(lengths: Sequence[int], *, slack_tokens: int, group_tokens: int) -> list[list[int]]:
+    """Group sequences of like length; indexes of `lengths`.
+
+    Args:
+        lengths: Of the sequences.
+        slack_tokens: The longest of a group is at most twice as long as the shortest, and so much longer.
+        group_tokens: A group of more than one, padded, is not larger.
+    """
     groups: list[list[int]] = []
     shortest = 0
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or lengths[i] > 2 * shortest + 4 * views.tokens_per_page:
+        too_long = not groups or lengths[i] > 2 * shortest + slack_tokens
+        if too_long or lengths[i] * (len(groups[-1]) + 1) > group_tokens:
             groups.append([])
             shortest = lengths[i]
         groups[-1].append(i)

@@ -160,6 +160,19 @@ class Batcher:
             self.cancel(name)
         return names
 
+    def scrub(self) -> None:
+        """Forget all that is cached, and overwrite every block that no sequence holds.
+
+        For after a sequence that had values that are not finite: paged attention reads a block to its end, and what a
+        mask multiplies with zero must be finite. Ends cancelled sequences at once.
+        """
+        self._scheduler.clear_cancelled_requests()
+        self.ledger.forget_cached()
+        held = {block for name in self._entries for block in self.ledger.blocks_of(name)}
+        views: PageViews | None = getattr(self._processor.cache, "raytrt_views", None)
+        if views is not None:
+            views.zero_all_but(held)
+
     def num_preempted(self) -> int:
         """Return how many sequences wait inside the library, mostly since their blocks went to older ones."""
         return sum(name not in self._scheduler.active_requests for name in self._entries)
@@ -269,7 +282,8 @@ def _make_processor(model: Any, options: BatchOptions) -> Any:
 def _page_views(cache: Any, num_layers: int) -> PageViews:
     if hasattr(cache, "cache_allocators"):
         pages = {i: cache.layer_to_allocator[i].get_cache_for_block_table(i) for i in range(num_layers)}
-        return PageViews(pages, trash_page=0)
+        stride = cache.layer_to_allocator[0].block_physical_stride // cache.layer_to_allocator[0].tokens_per_page
+        return PageViews(pages, trash_page=0, pages_per_block=stride)
     shape = (-1, cache.block_size, cache.num_key_value_heads, cache.head_dim)
     in_group = {i: cache.layer_index_to_group_indices[i][1] for i in range(num_layers)}
     views = {i: (cache.key_cache[j].view(*shape), cache.value_cache[j].view(*shape)) for i, j in in_group.items()}

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _CPU_CACHE_TOKENS = 32_768
 _CPU_CACHE_SHARE = 0.25  # of kv_cache_fraction
 _DEFAULT_CONTEXT_TOKENS = 2_048
+_STEP_TOKENS = {"cpu": 512, "cuda": 4_096}
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -80,7 +81,8 @@ def load_model(model_dir: Path, settings: TransformersSettings) -> LoadedModel:
         num_blocks,
         settings.tokens_per_block,
     )
-    max_num_tokens = settings.max_num_tokens or (512 if device.type == "cpu" else 4_096)
+    step_tokens = max(_STEP_TOKENS[device.type], 2 * settings.max_batch_size)
+    max_num_tokens = settings.max_num_tokens or step_tokens
     return LoadedModel(model, device, context_tokens, int(text_config.vocab_size), num_blocks, is_exact, max_num_tokens)
 
 

@@ -85,6 +85,15 @@ class TransformersSettings(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _step_has_room_for_prompts(self) -> Self:
+        if self.max_num_tokens is not None and self.max_num_tokens <= self.max_batch_size:
+            raise ValueError(
+                f"max_num_tokens={self.max_num_tokens} must exceed max_batch_size={self.max_batch_size}: one token of "
+                "each sequence would fill a step, and no prompt would ever be computed; lower max_batch_size"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _attention_fits_device(self) -> Self:
         if self.device == "cpu" and self.attention.startswith("flash_attention"):
             raise ValueError(f"attention={self.attention!r} needs a GPU, but device is 'cpu'; use 'auto' or 'paged'")

@@ -185,7 +185,9 @@ class StepLoop:
 
     def _begin(self, deliveries: list[Delivery]) -> None:
         """Move sequences from the queue into the batch, in order, as far as there is room."""
-        while self._waiting and self._batcher.num_preempted() == 0:
+        if self._batcher.num_preempted():
+            return  # they come first
+        while self._waiting:
             generation = self._waiting[0]
             if generation.request.sampling.max_tokens == 0:
                 self._totals.prompt_tokens += generation.request.prompt_tokens
@@ -261,6 +263,9 @@ class StepLoop:
             deliveries.append((generation.stream, delta))
             if delta.finish_reason is not None:
                 del self._running[name]
+        if broken:
+            _log.error("%d sequences had logits that are not finite; the prefix cache is emptied", len(broken))
+            self._batcher.scrub()
 
     def _drop_step(self, exc: Exception, deliveries: list[Delivery]) -> None:
         """Give up the sequences of a step that ran out of memory, and go on with the others."""
