@@ -139,9 +139,11 @@ class Scheduler(Generic[SequenceT]):
         self.in_step = False
         result: StepResult[SequenceT] = StepResult([], [])
         if self.decoding.sequences:
-            self._fill_decoded(self.decoding.step())
+            filled = self.decoding.step()
+            self._fill_decoded(filled)
             for sequence in self.decoding.ended():
                 self._finish(sequence, now_s, result)
+            self._grow_decoded(filled)  # those that ended have made room
         if self._chunks:
             chunks, self._chunks = self._chunks, []
             for sequence, tokens in chunks:
@@ -280,15 +282,18 @@ class Scheduler(Generic[SequenceT]):
             self.blocked = False
 
     def _fill_decoded(self, sequences: list[SequenceT]) -> None:
-        """Each of these has just filled a block with output: make it reusable, and take the next one."""
+        """Make the block reusable that each of these has just filled with output."""
+        if not self.limits.share_prefixes:
+            return
         for sequence in sequences:
-            if sequence.state is not SequenceState.DECODE:
-                continue  # preempted by one before it
-            if self.limits.share_prefixes and sequence.next_hash is not None:
+            if sequence.next_hash is not None:
                 if sequence.filled_blocks == len(sequence.hashes):
                     self._learn_hash(sequence)
                 self._fill(sequence, sequence.filled_blocks + 1)
-            if self.decoding.generated_tokens(sequence) < sequence.output_tokens:
+
+    def _grow_decoded(self, sequences: list[SequenceT]) -> None:
+        for sequence in sequences:
+            if sequence.state is SequenceState.DECODE:  # not ended, nor preempted by one before it
                 self._grow(sequence)
 
     def _grow(self, sequence: SequenceT) -> None:
@@ -343,8 +348,9 @@ class Scheduler(Generic[SequenceT]):
 
     def skip(self, steps: int) -> None:
         """Complete `steps` < `uniform_steps` steps, of which the first was begun, and begin the next."""
-        for sequences in self.decoding.steps(steps):
-            self._fill_decoded(sequences)
+        for filled in self.decoding.steps(steps):
+            self._fill_decoded(filled)
+            self._grow_decoded(filled)
 
 
 def _started_as(sequence: ScheduledSequence) -> int:
