@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 api = FastAPI()
 
@@ -31,9 +31,13 @@ class Ingress:
         self._model = model.options(stream=True)
 
     @api.post("/v1/completions")
-    async def completions(self, request: Request) -> StreamingResponse:
-        """Stream `max_tokens` tokens."""
-        num_tokens = int((await request.json())["max_tokens"])
+    async def completions(self, request: Request) -> Response:
+        """Stream `max_tokens` tokens, or send them together."""
+        body = await request.json()
+        num_tokens = int(body["max_tokens"])
+        if not body.get("stream"):
+            text = "".join([text async for text in self._model.generate.remote(num_tokens)])
+            return JSONResponse({"choices": [{"index": 0, "text": text}]})
 
         async def events() -> AsyncGenerator[str, None]:
             async for text in self._model.generate.remote(num_tokens):
