@@ -3,12 +3,14 @@
 import asyncio
 import threading
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GptOssConfig, MambaConfig, Qwen3Config
 
 from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
 from serve.engines.protocol import Engine
@@ -17,7 +19,7 @@ from serve.engines.transformers.settings import TransformersSettings
 from serve.errors import ConfigError, EngineDead, RequestError
 from tests.contract.engine_conformance import EngineConformance
 from tests.contract.engine_conformance_case import GREEDY, EngineCase, EngineLimits, EngineProbe
-from tests.unit.engines.transformers.tiny_model import VOCAB_SIZE, make_tiny_model
+from tests.unit.engines.transformers.tiny_model import TINY, VOCAB_SIZE, make_tiny_model
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "paged": {"attention": "paged", "max_num_tokens": 256},
@@ -25,6 +27,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "sdpa": {"attention": "sdpa", "max_num_tokens": 128},
     "unshared": {"attention": "paged", "prefix_sharing": False},
 }
+if torch.cuda.is_available():
+    # In float32, so that tokens can be compared with those of the plain model.
+    CONFIGURATIONS["cuda"] = {"device": "cuda", "dtype": "float32", "attention": "paged", "max_num_tokens": 256}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +167,43 @@ def logprobs_of(model: Any, tokens: tuple[int, ...]) -> torch.Tensor:
 def small(checkpoint: Path, **values: Any) -> TransformersEngine:
     sizes = {"device": "cpu", "num_threads": 1, "tokens_per_block": 8, "kv_cache_tokens": 2048, "warm_up": False}
     return TransformersEngine(checkpoint, TransformersSettings(**{**sizes, **values}))
+
+
+OTHER_MODELS: dict[str, Callable[..., Any]] = {
+    "sliding windows": partial(Gemma3TextConfig, head_dim=16, sliding_window=16),
+    "attention sinks": partial(GptOssConfig, head_dim=16, sliding_window=16, num_local_experts=4),
+    "grouped queries": Qwen3Config,
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_MODELS)
+async def test_other_kinds_of_attention(kind: str, tmp_path: Path) -> None:
+    config = OTHER_MODELS[kind](**{**TINY, "num_hidden_layers": 4})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() >= 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(tmp_path)
+    engine = small(tmp_path)
+    await engine.start()
+    prompts = [tuple(range(3, 10 + 25 * i)) for i in range(4)]
+    for i, prompt in enumerate(prompts * 2):
+        request = GenerateRequest(str(i), "m", pack_tokens(prompt), SamplingParams(temperature=0.0, max_tokens=20))
+        tokens = [token async for delta in engine.generate(request) for token in delta.token_ids]
+        with torch.no_grad():
+            assert tokens == generate(model, prompt, 20)
+    assert engine.stats().used_blocks == 0
+    await engine.stop()
+
+
+async def test_a_kind_of_model_that_the_library_cannot_batch(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=64, num_hidden_layers=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    engine = small(tmp_path)
+    with pytest.raises(ConfigError, match="continuous batching"):
+        await engine.start()
+    await engine.stop()
 
 
 async def test_a_model_that_is_not_there_ends_the_start(tmp_path: Path) -> None:

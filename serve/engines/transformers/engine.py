@@ -156,6 +156,4 @@ class TransformersEngine:
 
 def _again(error: EngineDead) -> EngineDead:
     """Copy an error that many tasks raise, each with a traceback of its own."""
-    copy = EngineDead(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy
+    return EngineDead(*error.args)

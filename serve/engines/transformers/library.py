@@ -236,9 +236,9 @@ class _Manager(ContinuousBatchingManager):  # type: ignore[misc]  # the library 
 
     def switch_to_cb_friendly_attn(self, model: Any, *_: Any) -> None:
         """Keep the attention that `loading` chose; the library's own choice may download kernels."""
-        name = model.config._attn_implementation
-        if transformers.__version__.startswith("5.17.") and name != PAGED and not name.startswith("paged|"):
-            model.set_attn_implementation(f"paged|{name}")  # the prefix is gone in later releases
+        paged = f"paged|{model.config._attn_implementation}"
+        if paged in transformers.AttentionInterface():  # up to 5.18 only
+            model.set_attn_implementation(paged)
 
 
 class _Discard:

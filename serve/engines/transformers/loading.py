@@ -5,6 +5,7 @@ The one place that decides about devices: a worker group with several ranks will
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +26,13 @@ from serve.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
+_TESTED = ((5, 17), (5, 24))
+_EAGER = "paged|eager"
 _CPU_CACHE_TOKENS = 32_768
 _CPU_CACHE_SHARE = 0.25  # of kv_cache_fraction
 _DEFAULT_CONTEXT_TOKENS = 2_048
 _STEP_TOKENS = {"cpu": 512, "cuda": 4_096}
+_SMALL_MODEL_PARAMETERS = 100_000_000
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -64,26 +68,36 @@ def load_model(model_dir: Path, settings: TransformersSettings) -> LoadedModel:
     device = _choose_device(settings)
     config = _read_config(model_dir)
     text_config = config.get_text_config()
-    attention = _choose_attention(settings, text_config, device)
+    choices = _attention_choices(settings, text_config, device)
     transformers.AttentionInterface.register(PAGED, paged_attention)
     started_s = time.monotonic()
-    _log.info("loading %s onto %s with %s attention", model_dir, device, attention.removeprefix("raytrt_"))
+    if not _TESTED[0] <= _release() < _TESTED[1]:
+        _log.warning("transformers %s was not tested with this engine; 5.17 to 5.23 were", transformers.__version__)
+    _log.info("loading %s onto %s", model_dir, device)
     with _quiet_library():
-        model = _load_weights(model_dir, _choose_dtype(settings, config, device), attention)
+        model = _load_weights(model_dir, _choose_dtype(settings, config, device), choices)
         model = model.to(device).eval()
+    if device.type == "cpu":
+        _choose_threads(settings, sum(p.numel() for p in model.parameters()))
     context_tokens = _context_tokens(settings, text_config, model_dir)
     num_blocks, is_exact = _num_blocks(settings, text_config, model.dtype, device, context_tokens)
     _log.info(
-        "loaded %.1f million parameters in %.1f s (%s); KV cache of %d blocks of %d tokens",
+        "loaded %.1f million parameters in %.1f s (%s, attention %s); KV cache of %d blocks of %d tokens",
         sum(p.numel() for p in model.parameters()) / 1e6,
         time.monotonic() - started_s,
         str(model.dtype).removeprefix("torch."),
+        model.config._attn_implementation,
         num_blocks,
         settings.tokens_per_block,
     )
     step_tokens = max(_STEP_TOKENS[device.type], 2 * settings.max_batch_size)
     max_num_tokens = settings.max_num_tokens or step_tokens
     return LoadedModel(model, device, context_tokens, int(text_config.vocab_size), num_blocks, is_exact, max_num_tokens)
+
+
+def _release() -> tuple[int, int]:
+    major, minor = transformers.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 @contextmanager
@@ -132,7 +146,9 @@ def _read_config(model_dir: Path) -> Any:
         ) from exc
 
 
-def _load_weights(model_dir: Path, dtype: torch.dtype, attention: str) -> Any:
+def _load_weights(model_dir: Path, dtype: torch.dtype, choices: list[str]) -> Any:
+    """Load with the first kind of attention that the model has."""
+    attention, *others = choices
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=dtype, attn_implementation=attention, local_files_only=True, output_loading_info=True
@@ -140,6 +156,8 @@ def _load_weights(model_dir: Path, dtype: torch.dtype, attention: str) -> Any:
     except torch.OutOfMemoryError as exc:
         raise ConfigError(f"model: the weights of {model_dir} do not fit the memory of the device: {exc}") from exc
     except Exception as exc:  # the library raises whatever its parsers raise
+        if others and "does not support an attention implementation" in str(exc):
+            return _load_weights(model_dir, dtype, others)
         raise ConfigError(f"model: the weights in {model_dir} cannot be loaded: {exc}") from exc
     # The library makes up random numbers for weights that are not there.
     for what in ("missing_keys", "mismatched_keys"):
@@ -164,29 +182,35 @@ def _choose_dtype(settings: TransformersSettings, config: Any, device: torch.dev
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _choose_attention(settings: TransformersSettings, text_config: Any, device: torch.device) -> str:
+def _attention_choices(settings: TransformersSettings, text_config: Any, device: torch.device) -> list[str]:
+    """Return kinds of attention, in the library's words; the model may lack the first ones."""
     plain = _has_plain_attention(text_config)
+    flash = {"flash_attention_3": is_flash_attn_3_available, "flash_attention_2": is_flash_attn_2_available}
+    installed = [name for name, is_available in flash.items() if device.type == "cuda" and is_available()]
     match settings.attention:
         case "auto":
-            if device.type == "cuda" and is_flash_attn_3_available():
-                return "flash_attention_3"
-            if device.type == "cuda" and is_flash_attn_2_available():
-                return "flash_attention_2"
-            return PAGED if plain else "sdpa"
-        case "paged":
-            if not plain:
-                raise ConfigError(
-                    f"engine.attention: 'paged' computes full attention only, but model type {text_config.model_type} "
-                    "has sliding windows or capped scores; use auto or sdpa"
-                )
-            return PAGED
-        case "flash_attention_2" | "flash_attention_3" as name:
-            available = is_flash_attn_2_available if name == "flash_attention_2" else is_flash_attn_3_available
-            if device.type != "cuda" or not available():
-                raise ConfigError(f"engine.attention: {name!r} needs a GPU and the flash-attn package; use auto")
-            return str(name)
+            return [*installed, PAGED] if plain else [*installed, "sdpa", _EAGER]
+        case "paged" if not plain:
+            raise ConfigError(
+                f"engine.attention: 'paged' computes full attention only, but model type {text_config.model_type} has "
+                "sliding windows or capped scores; use auto or sdpa"
+            )
+        case "flash_attention_2" | "flash_attention_3" if settings.attention not in installed:
+            raise ConfigError(
+                f"engine.attention: {settings.attention!r} needs a GPU and the flash-attn package; use auto"
+            )
         case name:
-            return str(name)
+            return [{"paged": PAGED, "eager": _EAGER}.get(name, name)]
+
+
+def _choose_threads(settings: TransformersSettings, parameters: int) -> None:
+    """Set the threads of each operation, of this thread."""
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    elif "OMP_NUM_THREADS" not in os.environ and parameters < _SMALL_MODEL_PARAMETERS:
+        # A step of such a model takes a few milliseconds. Threads that wait for each other cost more than they save,
+        # and many times more where replicas share the cores.
+        torch.set_num_threads(1)
 
 
 def _has_plain_attention(text_config: Any) -> bool:

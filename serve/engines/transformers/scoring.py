@@ -54,7 +54,7 @@ class PromptScoring:
 
 @contextmanager
 def _plain_attention(model: Any) -> Iterator[None]:
-    """Let the model attend without a paged cache: in 5.17 `paged|...` cannot, later ones have no such prefix."""
+    """Let the model attend without a paged cache: up to 5.18 `paged|...` cannot, later ones have none."""
     name = model.config._attn_implementation
     if not name.startswith("paged|"):
         yield

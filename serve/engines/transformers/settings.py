@@ -19,10 +19,10 @@ class TransformersSettings(StrictModel):
         description="Type of weights, activations and KV cache; auto is float32 on a CPU, "
         "on a GPU the checkpoint's own 16-bit type or bfloat16.",
     )
-    attention: Literal["auto", "paged", "sdpa", "flash_attention_2", "flash_attention_3"] = Field(
+    attention: Literal["auto", "paged", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         default="auto",
         description="Attention kernels. paged: PyTorch's own kernels, one call for sequences of like length (models "
-        "with full attention only); sdpa: the library's masked attention over the whole batch, slow but for any model; "
+        "with full attention only); sdpa, eager: the library's masked attention over the whole batch, slow; "
         "flash_attention_*: needs the flash-attn package and a GPU. auto: the fastest that model and machine have.",
     )
     tokens_per_block: int = Field(
@@ -59,8 +59,8 @@ class TransformersSettings(StrictModel):
     )
     num_threads: PositiveInt | None = Field(
         default=None,
-        description="CPU threads of each operation; default: PyTorch's choice (OMP_NUM_THREADS). Give "
-        "each replica its share of the cores.",
+        description="CPU threads of each operation. Default: OMP_NUM_THREADS if it is set, one for a model of less "
+        "than 100 million parameters, else all cores. Give each replica its share of the cores.",
     )
     warm_up: bool = Field(default=True, description="Run a few steps before the first request, so that it is not slow.")
     max_step_s: PositiveFloat = Field(

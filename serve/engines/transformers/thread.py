@@ -1,6 +1,7 @@
 """EngineThread: the thread that owns the model, its inbox, and its death."""
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -139,6 +140,7 @@ class EngineThread:
             self._die(exc)
         finally:
             self.steps = None
+            gc.collect()  # the model and the library's parts refer to each other
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._call(self._ended.set)
@@ -147,9 +149,7 @@ class EngineThread:
         try:
             steps, started = self._load()
         except Exception as exc:
-            error = exc if isinstance(exc, RayTRTError) else ConfigError(f"model: {self._model_dir}: {exc!r}")
-            error.__cause__ = exc.__cause__ if error is exc else exc
-            self._call(self._fail_start, error)
+            self._call(self._fail_start, exc if isinstance(exc, RayTRTError) else self._unsupported(exc))
             return
         self.steps = steps
         self._publish(steps)
@@ -163,15 +163,16 @@ class EngineThread:
                 self._call(deliver, deliveries)
 
     def _load(self) -> tuple[StepLoop, Started]:
-        if self._settings.num_threads is not None:
-            torch.set_num_threads(self._settings.num_threads)
         loaded = load_model(self._model_dir, self._settings)
         if loaded.device.type == "cuda":
             torch.cuda.set_device(loaded.device)
         steps = _make_steps(loaded, self._settings, self._kv_ledger)
         if self._settings.warm_up:
             began_s = time.monotonic()
-            steps.warm_up()
+            try:
+                steps.warm_up()
+            except Exception as exc:
+                raise self._unsupported(exc) from exc
             _log.info("warmed up in %.1f s", time.monotonic() - began_s)
         info = EngineInfo(
             engine=f"transformers {transformers.__version__}",
@@ -182,6 +183,12 @@ class EngineThread:
             device=loaded.device.type,
         )
         return steps, Started(info, steps.capacity_tokens)
+
+    def _unsupported(self, exc: Exception) -> ConfigError:
+        return ConfigError(
+            f"model: continuous batching of transformers {transformers.__version__} cannot serve {self._model_dir}; "
+            f"perhaps not its architecture, or memory is short: {type(exc).__name__}: {str(exc)[:300]}"
+        )
 
     def _take(self, steps: StepLoop) -> bool:
         """Wait until there is something to do, and take what has arrived; False if the thread is to end."""
@@ -207,9 +214,8 @@ class EngineThread:
 
     def _die(self, exc: Exception) -> None:
         _log.error("the engine died", exc_info=exc)
-        error = EngineDead(f"the engine died: {exc!r}")
-        error.__cause__ = exc
-        self._call(self._on_death, error)
+        # Without its traceback, whose frames would keep the model in memory for as long as anyone keeps the error.
+        self._call(self._on_death, EngineDead(f"the engine died: {exc!r}"))
 
     def _succeed_start(self, started: Started) -> None:
         if not self._started.done():

@@ -9,6 +9,16 @@ from transformers.utils import logging as library_logging
 
 VOCAB_SIZE = 512
 CONTEXT_TOKENS = 512
+TINY: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT_TOKENS,
+    "tie_word_embeddings": False,
+}
 
 
 def make_tiny_model(directory: Path, **config: Any) -> Path:
@@ -18,17 +28,7 @@ def make_tiny_model(directory: Path, **config: Any) -> Path:
     """
     library_logging.disable_progress_bar()
     torch.manual_seed(0)
-    values = {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": CONTEXT_TOKENS,
-        "tie_word_embeddings": False,
-    }
-    model = LlamaForCausalLM(LlamaConfig(**{**values, **config}))
+    model = LlamaForCausalLM(LlamaConfig(**{**TINY, **config}))
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.2)
