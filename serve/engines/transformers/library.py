@@ -69,6 +69,7 @@ class Batcher:
 
     Attributes:
         ledger: Its blocks.
+        shares_prefixes: Whether it reuses blocks; never with layers of several kinds of attention.
         events: What the ledger's keys are published as.
 
     Args:
@@ -100,7 +101,7 @@ class Batcher:
         try:
             self._processor = _make_processor(model, options)
             cache = self._processor.cache
-            self._shares = bool(cache.use_prefix_sharing)
+            self.shares_prefixes = bool(cache.use_prefix_sharing)
             self.ledger: Ledger = open_ledger(cache)
             if model.config._attn_implementation == PAGED:
                 cache.raytrt_views = _page_views(cache, model.config.get_text_config().num_hidden_layers)
@@ -154,8 +155,11 @@ class Batcher:
         return True
 
     def drop_step(self) -> list[str]:
-        """After `step` failed: free the sequences that took part, whose KV blocks are not all written; their names."""
-        names = [future.state.request_id for future in self._processor.inputs_and_outputs.requests_in_batch]
+        """After `step` failed: free all sequences that have begun, and return their names.
+
+        Where it failed is not known, so any of them may count tokens as computed that are not.
+        """
+        names = list(self._scheduler.active_requests)
         for name in names:
             self.cancel(name)
         return names
@@ -179,7 +183,7 @@ class Batcher:
 
     def matching_blocks(self, chain: BlockChain) -> list[int]:
         """Return the blocks that a sequence would find in the cache, never all of its last token's."""
-        if not self._shares:
+        if not self.shares_prefixes:
             return []
         blocks: list[int] = []
         for index in range((chain.num_tokens - 1) // self._options.tokens_per_block):
@@ -222,7 +226,7 @@ class Batcher:
     def _register_complete_blocks(self, state: Any, _count: Any) -> None:
         """In the place of the library's own: make the blocks that this step completed reusable. See `ledger.py`."""
         name = state.request_id
-        if not self._shares or name not in self._entries:
+        if not self.shares_prefixes or name not in self._entries:
             return
         chain, complete = self._entries[name].chain, state.position_offset // self._options.tokens_per_block
         for index in range(self._registered.get(name, 0), min(complete, len(self.ledger.blocks_of(name)))):
@@ -256,6 +260,10 @@ def _make_processor(model: Any, options: BatchOptions) -> Any:
     known = {field.name for field in fields(config_class)}
     block_size = "page_size" if "page_size" in known else "block_size"  # 5.17
     optional = {"auto_switch_to_flash": False}
+    attention = model.config._attn_implementation
+    num_pages = -(-options.context_tokens // options.tokens_per_block) + 1
+    # flash-attn reads pages of 256 tokens, or several times as many, through a block table, and no others.
+    flash_pages = num_pages if "flash" in attention and options.tokens_per_block % 256 == 0 else 0
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # reports every request and every eviction
     config = config_class(
         **{block_size: options.tokens_per_block},
@@ -263,6 +271,7 @@ def _make_processor(model: Any, options: BatchOptions) -> Any:
         num_blocks=options.num_blocks,
         max_batch_tokens=options.max_num_tokens,
         max_requests_per_batch=options.max_batch_size,
+        max_blocks_per_request=flash_pages,
         max_memory_percent=1.0,
         allow_block_sharing=options.prefix_sharing,
         use_async_batching=False,  # it runs the next step before the host has seen this one's tokens
@@ -272,10 +281,9 @@ def _make_processor(model: Any, options: BatchOptions) -> Any:
     generation = transformers.GenerationConfig(do_sample=False, eos_token_id=_NO_TOKEN)
     manager = _Manager(model=model, generation_config=generation, continuous_batching_config=config)
     manager.output_router = _Discard()
-    if model.config._attn_implementation == PAGED:
+    if attention == PAGED:
         # The library offers block tables to flash-attn only; our attention reads them as well.
-        blocks = -(-options.context_tokens // options.tokens_per_block) + 1
-        manager.continuous_batching_config.max_blocks_per_request = blocks
+        manager.continuous_batching_config.max_blocks_per_request = num_pages
     return manager._create_batch_processor()
 
 

@@ -92,22 +92,21 @@ class StepLoop:
         return bool(self._running or self._waiting or self._scoring)
 
     def accept(self, generation: Generation) -> None:
-        """Take a request that `check_request` has let pass."""
-        sampling = generation.request.sampling
-        if sampling.prompt_logprobs is not None:
-            prompt = generation.request.prompt_array()
-            scoring = PromptScoring(self._loaded.model, prompt, sampling.prompt_logprobs, self._loaded.max_num_tokens)
-            self._scoring.append((generation, scoring))
-        else:
-            self._waiting.append(generation)
+        """Take a request that `check_request` has let pass.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError: There is no memory for it; it was not taken.
+        """
+        sampling, loaded = generation.request.sampling, self._loaded
         if sampling.max_tokens:
-            generation.prepare(
-                self._settings.tokens_per_block,
-                self._secret,
-                secrets.randbits(64),
-                self._loaded.vocab_size,
-                self._loaded.device,
-            )
+            size, seed = self._settings.tokens_per_block, secrets.randbits(64)
+            generation.prepare(size, self._secret, seed, loaded.vocab_size, loaded.device)
+        if sampling.prompt_logprobs is None:
+            self._waiting.append(generation)
+            return
+        prompt = generation.request.prompt_array()
+        scoring = PromptScoring(loaded.model, prompt, sampling.prompt_logprobs, loaded.max_num_tokens)
+        self._scoring.append((generation, scoring))
 
     def cancel(self, name: str) -> None:
         """Forget a request, wherever it is; its blocks are free after the next `tick`."""
@@ -178,7 +177,13 @@ class StepLoop:
             return
         generation, scoring = self._scoring[0]
         generation.begun_s = generation.begun_s or time.monotonic()
-        generation.prompt_logprobs = scoring.advance()
+        try:
+            generation.prompt_logprobs = scoring.advance()
+        except (torch.OutOfMemoryError, MemoryError) as exc:
+            _log.error("scoring a prompt of %d tokens ran out of memory: %s", generation.request.prompt_tokens, exc)
+            self._scoring.popleft()
+            deliveries.append((generation.stream, out_of_memory()))
+            return
         if generation.prompt_logprobs is not None:
             self._scoring.popleft()
             self._waiting.append(generation)
@@ -187,23 +192,42 @@ class StepLoop:
         """Move sequences from the queue into the batch, in order, as far as there is room."""
         if self._batcher.num_preempted():
             return  # they come first
+        followers: list[Generation] = []
         while self._waiting:
-            generation = self._waiting[0]
+            generation = self._waiting.popleft()
             if generation.request.sampling.max_tokens == 0:
                 self._totals.prompt_tokens += generation.request.prompt_tokens
                 deliveries.append((generation.stream, generation.emit_nothing(time.monotonic())))
-            elif self._has_room(generation):
+                continue
+            matching = self._batcher.matching_blocks(generation.chain)
+            if self._is_being_computed(generation, len(matching)):
+                followers.append(generation)
+            elif self._has_room(generation, matching):
                 sampling = generation.request.sampling
                 entry = Entry(generation.name, generation.chain, sampling.max_tokens, sampling.stop_token_ids)
                 self._batcher.add(entry)
                 self._running[generation.name] = generation
             else:
-                return
-            self._waiting.popleft()
+                self._waiting.appendleft(generation)
+                break
+        self._waiting.extendleft(reversed(followers))
 
-    def _has_room(self, generation: Generation) -> bool:
+    def _is_being_computed(self, generation: Generation, block: int) -> bool:
+        """Return whether a running prompt will soon have the first block that this one lacks.
+
+        The same prompt several times at once (n > 1, or many clients with one system prompt) is then computed once.
+        """
+        size = self._settings.tokens_per_block
+        if not self._batcher.shares_prefixes or (generation.request.prompt_tokens - 1) // size <= block:
+            return False
+        key = generation.chain.key(block)
+        return any(
+            other.num_output == 0 and other.request.prompt_tokens // size > block and other.chain.key(block) == key
+            for other in self._running.values()
+        )
+
+    def _has_room(self, generation: Generation, matching: list[int]) -> bool:
         size, ledger = self._settings.tokens_per_block, self._batcher.ledger
-        matching = self._batcher.matching_blocks(generation.chain)
         free, cached = ledger.free_and_cached()
         promised = sum(
             max(0, -(-other.pending_prefill_tokens // size)) for other in self._running.values() if not other.num_output
@@ -278,10 +302,14 @@ class StepLoop:
         for name in names:
             generation = self._running.pop(name, None)
             if generation is not None:
-                error = Overloaded("the engine ran out of memory for this batch", retry_after_s=1.0)
-                deliveries.append((generation.stream, error))
+                deliveries.append((generation.stream, out_of_memory()))
         if self._loaded.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def out_of_memory() -> Overloaded:
+    """Return what a request is told for which there was no memory."""
+    return Overloaded("the engine ran out of memory; try again, with a shorter prompt if it goes on", 2.0)
 
 
 def _overflow(loaded: LoadedModel) -> RequestError:

@@ -17,7 +17,7 @@ from serve.engines.protocol import EngineInfo, EngineStats
 from serve.engines.transformers.generation import Generation
 from serve.engines.transformers.loading import LoadedModel, load_model
 from serve.engines.transformers.settings import TransformersSettings
-from serve.engines.transformers.step_loop import StepLoop
+from serve.engines.transformers.step_loop import StepLoop, out_of_memory
 from serve.engines.transformers.stream import deliver
 from serve.errors import ConfigError, EngineDead, RayTRTError
 
@@ -200,7 +200,11 @@ class EngineThread:
             self._in_hand, self._inbox = self._inbox, []
             cancels, self._cancels = self._cancels, []
         for generation in self._in_hand:
-            steps.accept(generation)
+            try:
+                steps.accept(generation)
+            except (torch.OutOfMemoryError, MemoryError) as exc:
+                _log.error("no memory for a prompt of %d tokens: %s", generation.request.prompt_tokens, exc)
+                self._call(generation.stream.put, out_of_memory())
         for name in cancels:
             steps.cancel(name)
         return True

@@ -256,6 +256,30 @@ def test_least_recently_used_blocks_go_first(loaded: LoadedModel) -> None:
     assert 0 < len(bench.steps._batcher.matching_blocks(bench.runs[0].generation.chain)) < 5  # its end went first
 
 
+def test_a_prompt_that_is_asked_for_several_times_at_once_is_computed_once(loaded: LoadedModel) -> None:
+    bench = Bench(loaded, max_num_tokens=16)
+    common, rest = prompt_of(1, 61), prompt_of(2, 9)
+    runs = [bench.submit(prompt, max_tokens=3) for prompt in (common, common, rest, common + rest, common)]
+    bench.submit(common, salt="other", max_tokens=3)
+    bench.tick()
+    assert bench.steps.stats().running == 3  # who follows waits, who has nothing in common does not
+    bench.finish()
+    assert [run.generation.cached_tokens for run in runs] == [0, 60, 0, 60, 60]
+    assert runs[0].tokens == runs[1].tokens == runs[4].tokens
+    computed = sum(run.generation.computed_tokens for run in bench.runs)
+    assert computed == 61 + 61 + 9 + 10 + 2 * 1 + 6 * 2  # prompts, then two steps of decoding each
+
+
+def test_who_follows_goes_on_alone_if_the_one_ahead_is_cancelled(loaded: LoadedModel) -> None:
+    bench = Bench(loaded, max_num_tokens=16)
+    ahead, behind = (bench.submit(prompt_of(1, 61), max_tokens=3) for _ in range(2))
+    bench.tick()
+    bench.cancel(ahead)
+    bench.finish()
+    assert len(behind.tokens) == 3
+    assert behind.generation.cached_tokens == 16
+
+
 def test_a_prompt_is_cached_even_if_its_output_is_one_token(loaded: LoadedModel) -> None:
     bench = Bench(loaded)
     prompt = prompt_of(1, 13)
