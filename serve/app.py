@@ -8,7 +8,8 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from serve.config import AppConfig, ModelConfig, parse_app_config
-from serve.ingress.deployment import Gateway
+from serve.engines.factory import context_limit
+from serve.ingress.deployment import Gateway, GatewayModel
 from serve.workers.replica import EngineReplica
 
 GATEWAY = "gateway"
@@ -47,8 +48,10 @@ def _bind_gateway(config: AppConfig) -> Application:
         user_config={},
     )
     return deployment.bind(
-        models=[(model.id, str(model.directory)) for model in config.models],
-        deployments={model.id: model.deployment_name for model in config.models},
+        models=[
+            GatewayModel(model.id, str(model.directory), model.deployment_name, context_limit(model.engine))
+            for model in config.models
+        ],
         handles={model.id: _bind_model(model) for model in config.models},
         limits=gateway.limits,
     )

@@ -17,13 +17,18 @@ from types import FrameType
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
 
 from serve.config import AppConfig, load_config
+from serve.core.strict_model import describe_mistakes
 from serve.errors import ConfigError
 from serve.flags import SERVE_FLAGS
+from serve.ingress.backend import FAILED
 from serve.process_tree import adopt_orphans, end_descendants
 
 POLL_S = 0.5
+STOP_TIMEOUT_S = 330  # a little more than replicas take to finish their streams, by default
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case "up":
                 return _up(options.config, options.address)
             case "check":
-                for name, config in load_config(options.config).items():
+                for name, config in _check(options.config).items():
                     print(f"{name}: {', '.join(_summary(model) for model in config.models)}: good")
             case "env":
                 for name, value in SERVE_FLAGS.items():
@@ -58,7 +63,7 @@ def _summary(model: Any) -> str:
 
 
 def _up(config_path: Path, address: str | None) -> int:
-    configs = load_config(config_path)
+    configs = _check(config_path)
     host, port = _listen_address(config_path)
     if address is None and _in_use(host, port):
         raise ConfigError(
@@ -70,14 +75,12 @@ def _up(config_path: Path, address: str | None) -> int:
     if address is not None:
         command += ["--address", address]
     # Ray Serve's own log lines go to its files only; what matters to an operator, RayTRT says itself.
-    child = subprocess.Popen(command, env={**SERVE_FLAGS, "RAY_SERVE_LOG_TO_STDERR": "0", **os.environ})
-
-    def forward(signum: int, _frame: FrameType | None) -> None:
-        child.send_signal(signal.SIGINT)
-
-    # Ctrl-C reaches the child by itself, as part of the terminal's process group; `kill` reaches only this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, forward)
+    environ = {**SERVE_FLAGS, "RAY_SERVE_LOG_TO_STDERR": "0", **os.environ}
+    # A shell that starts this in the background has SIGINT ignored, and `serve run` would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # In a process group of its own, so that a terminal's Ctrl-C reaches it once: through this process.
+    child = subprocess.Popen(command, env=environ, process_group=0)
+    _forward_signals(child)
     url = _base_url(config_path)
     started_s = time.monotonic()
     if _wait_until_ready(child, url):
@@ -87,10 +90,40 @@ def _up(config_path: Path, address: str | None) -> int:
     return status
 
 
+def _forward_signals(child: "subprocess.Popen[bytes]") -> None:
+    """Let Ctrl-C and `kill` stop the child in its own way; a second one, or `STOP_TIMEOUT_S`, ends it at once."""
+    asked = False
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            child.kill()
+            return
+        asked = True
+        print("raytrt: stopping; once more ends everything at once", flush=True)
+        child.send_signal(signal.SIGINT)
+        signal.alarm(STOP_TIMEOUT_S)
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(signum, stop)
+
+
+def _check(config_path: Path) -> dict[str, AppConfig]:
+    """Check our part of a config file and Ray Serve's, or raise ConfigError."""
+    configs = load_config(config_path)
+    document = yaml.safe_load(config_path.read_text())
+    try:
+        ServeDeploySchema.model_validate(document)
+    except ValidationError as exc:
+        raise ConfigError(describe_mistakes(exc, str(config_path))) from None
+    except ValueError as exc:
+        raise ConfigError(f"{config_path}: {exc}") from None
+    return configs
+
+
 def _listen_address(config_path: Path) -> tuple[str, int]:
-    options = yaml.safe_load(config_path.read_text()).get("http_options") or {}
-    host = str(options.get("host", "0.0.0.0"))
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host, int(options.get("port", 8000))
+    options = ServeDeploySchema.model_validate(yaml.safe_load(config_path.read_text())).http_options
+    return "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host, options.port
 
 
 def _in_use(host: str, port: int) -> bool:
@@ -109,7 +142,7 @@ def _base_url(config_path: Path) -> str:
 
 
 def _wait_until_ready(child: "subprocess.Popen[bytes]", url: str) -> bool:
-    """Poll /ready, and print what changes; False if the child ended instead."""
+    """Poll /ready, and print what changes; False if the child ended, or was ended because a model cannot start."""
     last = ""
     while child.poll() is None:
         ready, state = _readiness(url)
@@ -118,6 +151,10 @@ def _wait_until_ready(child: "subprocess.Popen[bytes]", url: str) -> bool:
             last = state
         if ready:
             return True
+        if FAILED in state:
+            print("raytrt: giving up", file=sys.stderr, flush=True)
+            child.send_signal(signal.SIGINT)
+            return False
         time.sleep(POLL_S)
     return False
 
@@ -143,16 +180,17 @@ def _readiness(url: str) -> tuple[bool, str]:
 
 def _banner(url: str, config: AppConfig, seconds: float) -> str:
     model = config.models[0].id
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "How do I serve on 8 GPUs?"}]})
+    messages = [{"role": "user", "content": "How do I serve on 8 GPUs?"}]
+    body = json.dumps({"model": model, "messages": messages, "temperature": 0})
     return f"""
 RayTRT is ready after {seconds:.0f} s at {url}. Ctrl-C stops it. Try, in another terminal:
 
 curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
 
-from openai import OpenAI
+from openai import OpenAI  # pip install openai
 client = OpenAI(base_url="{url}/v1", api_key="none")
 messages = [{{"role": "user", "content": "What is RayTRT?"}}]
-for chunk in client.chat.completions.create(model="{model}", messages=messages, stream=True):
+for chunk in client.chat.completions.create(model="{model}", messages=messages, temperature=0, stream=True):
     print(chunk.choices[0].delta.content or "", end="", flush=True)
 """
 

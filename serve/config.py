@@ -133,8 +133,10 @@ def load_config(path: Path) -> dict[str, AppConfig]:
     """
     try:
         document = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path}: {exc}") from None
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}; give the path of a config file") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{path} is no YAML: {exc}") from None
     applications = document.get("applications") if isinstance(document, dict) else None
     if not isinstance(applications, list) or not all(isinstance(entry, dict) for entry in applications):
         raise ConfigError(f"{path}: no list `applications`; see configs/quickstart.yaml for the form of a config file")
@@ -144,7 +146,10 @@ def load_config(path: Path) -> dict[str, AppConfig]:
             source = f"{path}: applications[{number}].args"
             config = parse_app_config(entry.get("args") or {}, source)
             for model in config.models:
-                model.check_files()
+                try:
+                    model.check_files()
+                except ConfigError as exc:
+                    raise ConfigError(f"{source}.{exc}") from None
             configs[str(entry.get("name", "default"))] = config
     if not configs:
         raise ConfigError(f"{path}: no application has `import_path: serve.app:build_app`")

@@ -87,7 +87,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True):
             border in microseconds; a list of ints takes milliseconds of two event loops.
         sampling: How to choose tokens, and when to end.
         cache_salt: Requests share KV blocks only with requests of the same salt.
-        reply_to: Where a replica sends the deltas (`serve.core.stream.ReplyAddress` as text); engines ignore it.
+        reply_to: Where a replica sends the deltas (`serve.datapath.frames.ReplyAddress` as text); engines ignore it.
         wire_version: Refused by the decoder if it is not its own.
     """
 

@@ -12,6 +12,7 @@ from serve.core.request import TokenDelta
 from serve.errors import ContextTooLong, EngineDead, Overloaded, RayTRTError, RequestError
 
 MAX_FRAME_BYTES = 256 * 2**20
+MAX_HELLO_BYTES = 1024
 _LENGTH = struct.Struct(">I")
 
 
@@ -26,7 +27,7 @@ class StreamError(msgspec.Struct, frozen=True, array_like=True):
     """An exception of `serve.errors` on its way to the gateway: class name and constructor arguments."""
 
     kind: str
-    args: tuple[str | float | None, ...]
+    args: tuple[str | int | float | None, ...]
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -73,24 +74,29 @@ def pack(message: Hello | Frame) -> bytes:
 
 
 class FrameReader:
-    """Cuts a byte stream into message bodies."""
+    """Cuts a byte stream into message bodies.
 
-    def __init__(self) -> None:
+    Args:
+        max_frame_bytes: Longer frames are refused; may be changed between two.
+    """
+
+    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self.max_frame_bytes = max_frame_bytes
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Add received bytes and yield each body that is complete.
 
         Raises:
-            ValueError: A length beyond `MAX_FRAME_BYTES`: the peer speaks something else.
+            ValueError: A length beyond `max_frame_bytes`: the peer speaks something else.
         """
         self._buffer += data
         start = 0
         try:
             while len(self._buffer) - start >= _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(self._buffer, start)
-                if length > MAX_FRAME_BYTES:
-                    raise ValueError(f"a frame of {length} bytes exceeds {MAX_FRAME_BYTES}: not a raytrt peer")
+                if length > self.max_frame_bytes:
+                    raise ValueError(f"a frame of {length} bytes exceeds {self.max_frame_bytes}: not a raytrt peer")
                 end = start + _LENGTH.size + length
                 if end > len(self._buffer):
                     break

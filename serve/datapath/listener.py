@@ -9,17 +9,28 @@ from typing import cast
 import msgspec
 
 from serve.core.request import TokenDelta, merge_deltas
-from serve.datapath.frames import Frame, FrameReader, ReplyAddress, decode_frame, decode_hello, error_from_wire
+from serve.datapath.frames import (
+    MAX_FRAME_BYTES,
+    MAX_HELLO_BYTES,
+    Frame,
+    FrameReader,
+    ReplyAddress,
+    decode_frame,
+    decode_hello,
+    error_from_wire,
+)
 from serve.errors import EngineDead, RayTRTError
 
 logger = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S = 10.0
 
 
 class DeltaStream:
     """Deltas of one sequence on their way to its client. At most one is queued: later ones are merged into it."""
 
     def __init__(self) -> None:
-        self.replica_id: str | None = None
+        self.connection: object = None  # the one that its deltas come on
         self.closed = False
         self._queued: TokenDelta | None = None
         self._error: RayTRTError | None = None
@@ -78,11 +89,6 @@ class DeltaListener:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
-    @property
-    def open_streams(self) -> int:
-        """Sequences that are waiting for deltas."""
-        return len(self._streams)
-
     def open(self) -> tuple[ReplyAddress, DeltaStream]:
         """Make a stream for a new sequence, and the address that its replica has to send to."""
         self._next_stream += 1
@@ -101,45 +107,51 @@ class DeltaListener:
                 connection.abort()
             await self._server.wait_closed()
 
-    def accept(self, connection: "_ReplicaConnection", secret: str) -> bool:
-        """Register a connection that said hello; False if it does not belong here."""
-        if not secrets.compare_digest(secret, self._secret):
-            return False
+    def connected(self, connection: "_ReplicaConnection") -> None:
+        """Remember a connection, so that it can be closed."""
         self._connections.add(connection)
-        return True
 
-    def dispatch(self, frame: Frame, replica_id: str) -> None:
+    def is_ours(self, secret: str) -> bool:
+        """Whether a peer knows what only our replicas have been told."""
+        return secrets.compare_digest(secret.encode(), self._secret.encode())
+
+    def dispatch(self, frame: Frame, connection: "_ReplicaConnection") -> None:
         """Hand the content of a frame to its streams."""
         streams = self._streams
         for number, delta in frame.deltas:
             stream = streams.get(number)
             if stream is not None:
-                stream.replica_id = replica_id
+                stream.connection = connection
                 stream.push(delta)
         for number, error in frame.errors:
             stream = streams.get(number)
             if stream is not None:
                 stream.fail(error_from_wire(error))
 
-    def disconnected(self, connection: "_ReplicaConnection", replica_id: str) -> None:
-        """Fail the streams of a replica whose connection broke."""
+    def disconnected(self, connection: "_ReplicaConnection", replica_id: str | None) -> None:
+        """Fail the streams of a connection that broke. The replica may have a newer one, with streams of its own."""
         self._connections.discard(connection)
         for stream in self._streams.values():
-            if stream.replica_id == replica_id:
+            if stream.connection is connection:
                 stream.fail(EngineDead(f"the connection to replica {replica_id} was lost"))
 
 
 class _ReplicaConnection(asyncio.Protocol):
+    """A peer that has to say hello, soon and briefly, before anything is believed or kept for it."""
+
     def __init__(self, listener: DeltaListener) -> None:
         self._listener = listener
-        self._reader = FrameReader()
+        self._reader = FrameReader(MAX_HELLO_BYTES)
         self._replica_id: str | None = None
         self._transport: asyncio.Transport | None = None
+        self._hello_timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports inherit from no such class
         # A replica's node that loses power sends no FIN: let the kernel find out.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._listener.connected(self)
+        self._hello_timeout = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self.abort)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -151,8 +163,9 @@ class _ReplicaConnection(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._replica_id is not None:
-            self._listener.disconnected(self, self._replica_id)
+        if self._hello_timeout is not None:
+            self._hello_timeout.cancel()
+        self._listener.disconnected(self, self._replica_id)
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -160,9 +173,12 @@ class _ReplicaConnection(asyncio.Protocol):
 
     def _receive(self, body: bytes) -> None:
         if self._replica_id is not None:
-            self._listener.dispatch(decode_frame(body), self._replica_id)
+            self._listener.dispatch(decode_frame(body), self)
             return
         hello = decode_hello(body)
-        if not self._listener.accept(self, hello.secret):
+        if not self._listener.is_ours(hello.secret):
             raise ValueError("wrong secret")
         self._replica_id = hello.replica_id
+        self._reader.max_frame_bytes = MAX_FRAME_BYTES
+        if self._hello_timeout is not None:
+            self._hello_timeout.cancel()

@@ -93,7 +93,8 @@ class DeltaSender:
         try:
             link = await asyncio.shield(task)
         except OSError as exc:
-            self._links.pop(key, None)
+            if self._links.get(key) is task:
+                del self._links[key]
             raise EngineDead(
                 f"replica {self._replica_id} cannot connect to the gateway at {address.host}:{address.port} ({exc}); "
                 "nodes of a cluster must reach each other on all ports"

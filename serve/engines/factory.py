@@ -28,6 +28,19 @@ def make_engine(settings: AnyEngineSettings, model_dir: Path) -> Engine:
             return TransformersEngine(model_dir, settings)
 
 
+def context_limit(settings: AnyEngineSettings) -> int | None:
+    """Return how many tokens of prompt and output an engine takes by its settings; None: as many as the model."""
+    match settings:
+        case SimulatedSettings():
+            limits = settings.make_limits()
+            return min(settings.context_tokens, limits.total_blocks * limits.tokens_per_block)
+        case TransformersSettings():
+            cache_tokens = settings.kv_cache_tokens
+            if cache_tokens is not None:
+                cache_tokens -= cache_tokens % settings.tokens_per_block
+            return min((limit for limit in (settings.context_tokens, cache_tokens) if limit is not None), default=None)
+
+
 def _fit_to_model(settings: SimulatedSettings, model_dir: Path) -> SimulatedSettings:
     """Let a simulated engine generate text tokens of the model's tokenizer, unless the settings say which."""
     if settings.model_fields_set & {"vocab_size", "token_range"}:

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from serve.core.request import GenerateRequest, TokenDelta
 
+FAILED = "failed to start; see the log"  # in ModelReadiness.message: Serve has given up
+
 
 @dataclass(frozen=True)
 class ModelReadiness:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,36 @@ from serve.logs import configure_logging
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class GatewayModel:
+    """What a gateway has to know of a model's configuration.
+
+    Attributes:
+        id: What clients call it.
+        directory: Its checkpoint directory.
+        deployment_name: Its Serve deployment.
+        context_limit: Tokens that its engine takes, if its settings say so.
+    """
+
+    id: str
+    directory: str
+    deployment_name: str
+    context_limit: int | None
+
+
 @ray_serve.ingress()
 class Gateway:
     """One process of the OpenAI-compatible HTTP API.
 
     Args:
-        models: Id and checkpoint directory of every model.
-        deployments: Model id to the name of its deployment.
+        models: Every model.
         handles: Model id to its deployment.
         limits: What applies until `user_config` says otherwise.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
-        models: Sequence[tuple[str, str]],
-        deployments: Mapping[str, str],
+        models: Sequence[GatewayModel],
         handles: Mapping[str, DeploymentHandle],
         limits: GatewaySettings,
     ) -> None:
@@ -49,11 +65,13 @@ class Gateway:
         self._configured = limits
         self._settings: GatewaySettings | None = None
         self._models = [
-            await asyncio.to_thread(load_model, model_id, Path(directory)) for model_id, directory in models
+            await asyncio.to_thread(load_model, model.id, Path(model.directory), context_tokens=model.context_limit)
+            for model in models
         ]
         self._listener = DeltaListener(ray.util.get_node_ip_address())
         await self._listener.start()
         app_name = ray_serve.get_replica_context().app_name
+        deployments = {model.id: model.deployment_name for model in models}
         self._backend = ServeBackend(handles, deployments, app_name, self._listener)
         if missing := missing_flags():
             logger.warning(

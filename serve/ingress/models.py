@@ -46,7 +46,7 @@ def load_model(
         model_id: Its name in requests.
         path: Directory in Hugging Face's layout: tokenizer.json, and as far as there are tokenizer_config.json,
             special_tokens_map.json, chat_template.jinja, config.json and generation_config.json.
-        context_tokens: What the engine can hold. None: what the model's files say.
+        context_tokens: What the engine can hold, if that may be less than what the model's files say.
         created: Unix time; None: now.
         owned_by: Who is said to own it.
 
@@ -54,16 +54,16 @@ def load_model(
         ConfigError: A file is missing or broken, or no file says how long the context is.
     """
     files = read_model_files(path)
-    context = context_tokens or files.context_tokens
-    if context is None:
+    limits = [limit for limit in (context_tokens, files.context_tokens) if limit is not None]
+    if not limits:
         raise ConfigError(
             f"model '{model_id}': neither config.json nor tokenizer_config.json in {path} says how many tokens its "
-            "context has. Set context_tokens in the model's configuration."
+            "context has. Give config.json its max_position_embeddings."
         )
     return ServedModel(
         id=model_id,
         text=TextModel(files),
-        context_tokens=context,
+        context_tokens=min(limits),
         vocab_size=files.vocab_size,
         created=int(time.time()) if created is None else created,
         owned_by=owned_by,

@@ -6,21 +6,21 @@ one message for each engine step: a Serve stream costs ~200 us of CPU for each m
 """
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 
 from ray import serve as ray_serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatusOverview
 
 from serve.core.request import GenerateRequest, TokenDelta
 from serve.datapath.listener import DeltaListener, DeltaStream
-from serve.errors import EngineDead, Overloaded
-from serve.ingress.backend import ModelReadiness
+from serve.errors import EngineDead, Overloaded, RayTRTError
+from serve.ingress.backend import FAILED, ModelReadiness
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,11 @@ class ServeBackend:
             stream.fail(Overloaded(f"every replica of {request.model} is full: {exc.message}"))
         except DeploymentUnavailableError:
             stream.fail(Overloaded(f"{request.model} has no replica that could be started; see /ready", 10.0))
+        except RayTaskError as exc:
+            # The replica lives, and told why: its gateway cannot be reached, or it speaks another wire version.
+            cause = exc.cause
+            logger.error("Sequence %s failed at its replica: %s", request.request_id, cause)
+            stream.fail(cause if isinstance(cause, RayTRTError) else EngineDead(f"the replica refused: {cause}"))
         except (RayError, RayServeException) as exc:
             logger.warning("Sequence %s lost its replica: %s", request.request_id, _first_line(exc))
             stream.fail(EngineDead(f"the replica of {request.model} that served this request is gone"))
@@ -101,33 +106,37 @@ class ServeBackend:
             stream.fail(EngineDead(f"the last tokens of a replica of {request.model} were lost on the way"))
 
     async def readiness(self) -> list[ModelReadiness]:
-        """Return the state of every model, at most `STATUS_MAX_AGE_S` plus one answer of the controller old."""
+        """Return the state of every model, not older than `STATUS_MAX_AGE_S` and one answer of Serve's controller."""
         if time.monotonic() - self._readiness_at_s > STATUS_MAX_AGE_S:
             if self._refresh is None or self._refresh.done():
                 self._refresh = asyncio.create_task(asyncio.to_thread(self._ask_controller))
-            with contextlib.suppress(TimeoutError):
+            try:
                 self._readiness = await asyncio.wait_for(asyncio.shield(self._refresh), 1.0)
-                self._readiness_at_s = time.monotonic()
-        return self._readiness or [ModelReadiness(model, 0, 0, "no answer from Serve") for model in self._deployments]
+            except TimeoutError:
+                return [ModelReadiness(model, 0, 0, "no answer from Serve's controller") for model in self._deployments]
+            self._readiness_at_s = time.monotonic()
+        return self._readiness
 
     def _ask_controller(self) -> list[ModelReadiness]:
         try:
             application = ray_serve.status().applications.get(self._app_name)
-        except (RayError, RayServeException) as exc:
-            return [ModelReadiness(model, 0, 0, _first_line(exc)) for model in self._deployments]
-        readiness = []
-        for model, name in self._deployments.items():
-            status = application.deployments.get(name) if application is not None else None
-            if status is None:
-                readiness.append(ModelReadiness(model, 0, 0, "not deployed"))
-                continue
-            states = {str(getattr(state, "value", state)): count for state, count in status.replica_states.items()}
-            ready = states.get("RUNNING", 0)
-            asleep = not states and status.status == "HEALTHY"
-            others = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if state != "RUNNING")
-            message = "; ".join(part for part in (others, "asleep" if asleep else "", status.message) if part)
-            readiness.append(ModelReadiness(model, ready, sum(states.values()), message, asleep))
-        return readiness
+        except Exception as exc:  # whatever it is, /ready has to say so rather than fail
+            logger.warning("Serve's controller gave no status: %s", _first_line(exc))
+            return [ModelReadiness(model, 0, 0, "no status from Serve's controller") for model in self._deployments]
+        statuses = application.deployments if application is not None else {}
+        return [_readiness(model, statuses.get(name)) for model, name in self._deployments.items()]
+
+
+def _readiness(model: str, status: DeploymentStatusOverview | None) -> ModelReadiness:
+    if status is None:
+        return ModelReadiness(model, 0, 0, "not deployed")
+    states = {str(getattr(state, "value", state)): count for state, count in status.replica_states.items()}
+    others = [f"{count} {state.lower()}" for state, count in states.items() if state != "RUNNING"]
+    asleep = not states and status.status == "HEALTHY"
+    # Serve's own message may be a traceback of the engine, with paths: that is for the log, which has it.
+    trouble = {"DEPLOY_FAILED": FAILED, "UNHEALTHY": "unhealthy; see the log"}
+    parts = [*others, *(["asleep"] if asleep else []), *filter(None, [trouble.get(str(status.status.value))])]
+    return ModelReadiness(model, states.get("RUNNING", 0), sum(states.values()), ", ".join(parts), asleep)
 
 
 def _with_reply_to(request: GenerateRequest, reply_to: str) -> GenerateRequest:

@@ -42,6 +42,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
                         "latency": {"kind": "fixed", "decode_step_s": 0.01},
                         "max_batch_size": 2,
                         "max_waiting": 2,
+                        "total_blocks": 130,
                     },
                     "resources": SMALL,
                 },

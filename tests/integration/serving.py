@@ -59,7 +59,8 @@ class Serving:
         self.write_config()
         self.log_path = directory / "log.txt"
         bin_dir = Path(sys.executable).parent
-        line = [str(bin_dir / (command or ("raytrt", "up"))[0]), *(command or ("raytrt", "up"))[1:]]
+        program, *rest = command or ("raytrt", "up")
+        line = [program if program == "env" else str(bin_dir / program), *rest]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [*line, str(self.config_path)],

@@ -130,6 +130,16 @@ def test_more_than_fits_is_refused_with_retry_after_and_the_rest_is_served(servi
         assert float(exc.response.headers["retry-after"]) >= 0
 
 
+def test_a_stream_that_is_left_frees_its_kv_blocks(client: openai.OpenAI) -> None:
+    """`tiny` has KV blocks for one sequence of 4,000 tokens, which takes it 40 s; the second has to wait for them."""
+    for _ in range(2):
+        stream = client.completions.create(model="tiny", prompt="x", max_tokens=4000, stream=True)
+        assert next(iter(stream)).choices
+        stream.close()
+    answer = client.with_options(timeout=20).completions.create(model="tiny", prompt="y", max_tokens=500)
+    assert answer.choices[0].finish_reason == "length"
+
+
 def test_operator_endpoints(serving: Serving) -> None:
     assert serving.get("/health")[0] == 200
     assert replicas(serving)["sim"] == 2

@@ -71,7 +71,7 @@ def test_missing_files_are_named_before_anything_starts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("applications: [", r"bad.yaml: .*line 1"),
+        ("applications: [", r"bad.yaml is no YAML: .*line 1"),
         ("- 1", "no list `applications`"),
         ("applications: [{import_path: other:app}]", "no application has `import_path: serve.app:build_app`"),
         ("applications: [{import_path: 'serve.app:build_app', args: {x: 1}}]", r"applications\[0\].args.x"),

@@ -57,9 +57,10 @@ def test_a_length_no_peer_of_ours_would_send_is_refused() -> None:
     ],
 )
 def test_errors_cross_the_wire_whole(error: RayTRTError) -> None:
-    rebuilt = error_from_wire(error_to_wire(error))
+    received = decode_frame(pack(Frame(errors=((1, error_to_wire(error)),)))[4:])
+    rebuilt = error_from_wire(received.errors[0][1])
     assert type(rebuilt) is type(error)
-    assert rebuilt.args == error.args
+    assert [repr(arg) for arg in rebuilt.args] == [repr(arg) for arg in error.args]  # 5000, not 5000.0
     assert str(rebuilt) == str(error)
 
 
@@ -155,6 +156,35 @@ async def test_a_peer_with_the_wrong_secret_is_dropped_and_can_inject_nothing(li
     (await sender.open(address)).send(TokenDelta((2,), FinishReason.STOP))
     assert (await stream.next()).token_ids == (2,)
     sender.close()
+    await listener.close()
+
+
+async def test_an_old_connection_that_closes_late_does_not_end_the_streams_of_a_new_one(
+    listener: DeltaListener,
+) -> None:
+    old, new = DeltaSender("replica"), DeltaSender("replica")
+    streams = []
+    for sender in (old, new):
+        address, stream = listener.open()
+        (await sender.open(address)).send(TokenDelta((1,)))
+        await stream.next()
+        streams.append((address, stream))
+    old.close()
+    with pytest.raises(EngineDead):
+        await streams[0][1].next()
+    (await new.open(streams[1][0])).send(TokenDelta((2,), FinishReason.STOP))
+    assert (await streams[1][1].next()).token_ids == (2,)
+    new.close()
+    await listener.close()
+
+
+@pytest.mark.parametrize("greeting", [b"\xff\xff\xff\xff", pack(Hello("s\u00e9cret", "x")), pack(Frame())])
+async def test_a_stranger_is_dropped_before_anything_is_kept_for_it(listener: DeltaListener, greeting: bytes) -> None:
+    address, _ = listener.open()
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(greeting)
+    assert await reader.read() == b""
+    writer.close()
     await listener.close()
 
 
