@@ -1,6 +1,8 @@
 """The transformers engine passes the conformance suite, with each kind of attention and with prompts in chunks."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -269,6 +271,23 @@ async def test_a_stop_while_the_model_is_loaded(checkpoint: Path) -> None:
     await asyncio.gather(starting, return_exceptions=True)
     with pytest.raises(EngineDead):
         engine.check_health()
+
+
+def test_an_engine_that_nobody_stops_does_not_disturb_the_end_of_the_process(checkpoint: Path) -> None:
+    code = f"""
+import asyncio, pathlib
+from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
+from serve.engines.transformers.engine import TransformersEngine
+from serve.engines.transformers.settings import TransformersSettings
+async def main():
+    engine = TransformersEngine(pathlib.Path({str(checkpoint)!r}), TransformersSettings(kv_cache_tokens=1024))
+    await engine.start()
+    async for _ in engine.generate(GenerateRequest("r", "m", pack_tokens([1]), SamplingParams(max_tokens=300))):
+        raise SystemExit(7)
+asyncio.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "", "")
 
 
 async def test_an_idle_engine_takes_no_processor_time(checkpoint: Path) -> None:

@@ -148,6 +148,11 @@ class Batcher:
             return False
         batch = self._processor.inputs_and_outputs.requests_in_batch
         on_scheduled([(future.state.request_id, future.query_length) for future in batch])
+        stream = self._processor.inputs_and_outputs.compute_stream
+        if stream is not None:
+            # The library computes on a stream of its own, and does not wait for what it has just put into its inputs
+            # on this thread's; nor for what the sampler's rows were made of.
+            stream.wait_stream(torch.cuda.current_stream())
         self._processor._generation_step(self._model)
         self._processor.update_batch()
         for name in [name for name in self._entries if not self._is_live(name)]:

@@ -1,6 +1,7 @@
 """EngineThread: the thread that owns the model, its inbox, and its death."""
 
 import asyncio
+import atexit
 import gc
 import logging
 import threading
@@ -78,14 +79,13 @@ class EngineThread:
         Raises:
             ConfigError: The model, the settings or the machine do not fit.
         """
+        atexit.register(self._end_with_interpreter)
         self._thread.start()
         return await asyncio.shield(self._started)
 
     async def stop(self, timeout_s: float) -> bool:
         """End the thread; False if it was still computing after `timeout_s`."""
-        with self._condition:
-            self._stopping = True
-            self._condition.notify()
+        self._ask_to_end()
         if not self._thread.ident:
             return True
         try:
@@ -132,6 +132,16 @@ class EngineThread:
         began_s = self._step_began_s
         return 0.0 if began_s is None else time.monotonic() - began_s
 
+    def _ask_to_end(self) -> None:
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+
+    def _end_with_interpreter(self) -> None:
+        """End an engine that nobody stopped: a thread inside PyTorch crashes an interpreter that is going away."""
+        self._ask_to_end()
+        self._thread.join(self._settings.stop_timeout_s)
+
     def _main(self) -> None:
         try:
             with torch.inference_mode():
@@ -143,6 +153,7 @@ class EngineThread:
             gc.collect()  # the model and the library's parts refer to each other
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            atexit.unregister(self._end_with_interpreter)
             self._call(self._ended.set)
 
     def _load_and_serve(self) -> None:
@@ -228,6 +239,7 @@ class EngineThread:
     def _fail_start(self, error: RayTRTError) -> None:
         if not self._started.done():
             self._started.set_exception(error)
+            self._started.exception()  # whoever awaited it may have given up
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         """Call on the event loop; nothing, if it is closed."""

@@ -124,6 +124,12 @@ class Bench:
         assert not self.steps.is_busy, "no end"
         self.tick()  # what was cancelled last is freed by the next step
         assert self.steps.stats().used_blocks == 0
+        # Nothing is remembered of what is over.
+        batcher: Any = self.steps._batcher
+        scheduler = batcher._scheduler
+        remembered = (scheduler.active_requests, scheduler.waiting_requests, scheduler.waiting_requests_order)
+        assert not any((batcher._entries, batcher._registered, *remembered))
+        assert len(batcher.events._published) == len(self.ledger.shared)
 
     def check(self) -> None:
         # The events add up to the library's own table.
