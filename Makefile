@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: help serve test lint unit install install-dev clean docs bench-gateway
+.PHONY: help serve test lint unit install install-dev clean docs bench-gateway bench-latency bench-text bench-transformers
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -25,6 +25,15 @@ unit: install-dev
 
 docs: install-dev  ## docs/configuration.md from the configuration models
 	$(BIN)/python -m tools.config_reference
+
+bench-latency: install-dev  ## the simulated engine's latency model against published figures
+	$(BIN)/python -m benchmarks.latency_model
+
+bench-text: install-dev  ## CPU of the gateway's text layer, alone
+	$(BIN)/python -m benchmarks.gateway_text
+
+bench-transformers: install-dev  ## the transformers engine on this machine
+	$(BIN)/python -m benchmarks.transformers_engine
 
 bench-gateway: install-dev  ## what gateway and data path cost; output in benchmarks/results
 	$(BIN)/python -m benchmarks.gateway

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import uvloop
+import yaml
 
 from benchmarks.load import Connection, StreamRecord, completion
 from benchmarks.plots import save_histogram
@@ -24,6 +25,7 @@ from serve.flags import SERVE_FLAGS
 from tests.integration.serving import Serving
 
 STREAMS = 32
+QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.yaml"
 SMALL = {"num_cpus": 0.05}
 PACED = {"kind": "simulated", "latency": {"kind": "fixed", "decode_step_s": 0.01}}
 INSTANT = {"kind": "simulated", "speed": 0}
@@ -127,16 +129,23 @@ async def _gateway_figures(serving: Serving, report: Report, plain: Plain, fast:
 
 
 def _with_quickstart(directory: Path, report: Report) -> None:
-    print("RayTRT, configs/quickstart.yaml's model and engine:", file=sys.stderr)
-    models = [{"id": "quickstart", "engine": "transformers", "resources": SMALL}]
+    print("RayTRT, configs/quickstart.yaml:", file=sys.stderr)
+    args = yaml.safe_load(QUICKSTART.read_text())["applications"][0]["args"]
     started_s = time.monotonic()
-    serving = Serving({"models": models, "gateway": {"num_cpus": 0.05}}, directory)
+    serving = Serving(args, directory)
     try:
         serving.wait_until_ready()
         record = uvloop.run(_one(serving.port, completion("quickstart", 8)))
         assert record.complete
-        report.add("start_to_first_answer", time.monotonic() - started_s, "s", "<= 60")
-        report.add("idle_memory_of_all_processes_pss", _pss_bytes(serving) / 2**20, "MiB")
+        report.add("quickstart_start_to_first_answer", time.monotonic() - started_s, "s", "<= 60")
+        report.add("quickstart_idle_memory_of_all_processes_pss", _pss_bytes(serving) / 2**20, "MiB")
+    finally:
+        serving.end()
+    print("the same with one replica:", file=sys.stderr)
+    args["models"][0]["replicas"] = 1  # without prefix-aware routing, the second request might go to the other
+    serving = Serving(args, directory)
+    try:
+        serving.wait_until_ready()
         first, second = uvloop.run(_shared_prefix(serving.port))
         report.add("ttft_2000_token_prompt_first", 1e3 * first, "ms")
         report.add("ttft_2000_token_prompt_same_prefix", 1e3 * second, "ms")
