@@ -167,6 +167,7 @@ class Batcher:
         names = list(self._scheduler.active_requests)
         for name in names:
             self.cancel(name)
+        self._scheduler.clear_cancelled_requests()
         return names
 
     def scrub(self) -> None:

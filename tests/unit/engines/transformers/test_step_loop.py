@@ -321,6 +321,7 @@ def test_a_step_without_memory_ends_its_sequences_and_no_others(loaded: LoadedMo
     bench.tick()
     assert isinstance(first.error, Overloaded)
     assert isinstance(second.error, Overloaded)
+    assert bench.steps.stats().used_blocks == 0
     bench.finish()
     assert len(third.tokens) == 12
     again = bench.submit(first.prompt, max_tokens=12)
