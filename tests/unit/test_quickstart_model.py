@@ -170,7 +170,7 @@ def test_other_questions_before_do_not_confuse_it(
 def test_a_long_system_prompt_does_not_confuse_it(
     model: LlamaForCausalLM, tokenizer: Tokenizer, exam: dict[str, list[Case]]
 ) -> None:
-    assert exact_share(model, tokenizer, exam[LONG][::90]) >= 0.60  # 5 cases; measured: 0.93 of 90
+    assert exact_share(model, tokenizer, exam[LONG][::90]) >= 0.60  # 5 cases; measured: 0.944 of 90
 
 
 def test_paraphrases_of_the_exam_are_not_in_the_text(entries: tuple[Entry, ...]) -> None:
