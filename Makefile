@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: help serve test lint unit install install-dev clean docs bench-gateway bench-latency bench-text bench-transformers
+.PHONY: help serve test lint unit install install-dev clean docs train bench-gateway bench-latency bench-text bench-transformers
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -22,6 +22,9 @@ lint: install-dev
 
 unit: install-dev
 	$(BIN)/pytest
+
+train: install  ## make the quickstart model again: 12 minutes on two quiet cores
+	$(BIN)/python -m training.train
 
 docs: install-dev  ## docs/configuration.md from the configuration models
 	$(BIN)/python -m tools.config_reference

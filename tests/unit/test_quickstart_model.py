@@ -149,6 +149,7 @@ def test_some_answers_are_long_enough_to_watch_them_stream(entries: tuple[Entry,
 # Floors below are what was measured (docs/quickstart-model.md) less a margin for other CPUs and library versions.
 
 
+@pytest.mark.timeout(900)  # half a minute of work, if the machine has nothing else to do
 def test_it_knows_nine_of_ten_trained_questions_by_heart(
     model: LlamaForCausalLM, tokenizer: Tokenizer, exam: dict[str, list[Case]]
 ) -> None:
