@@ -1,6 +1,7 @@
 """Streams: framing, order, errors in the middle, clients that go away or are slow."""
 
 import asyncio
+import dataclasses
 import gc
 import json
 from collections.abc import AsyncGenerator, MutableMapping
@@ -250,7 +251,8 @@ async def test_many_streams_leave_nothing_behind(models: list[ServedModel], mode
 async def test_a_long_prompt_does_not_stop_the_loop(model_dir: Path, model: ServedModel) -> None:
     """While a prompt is tokenized, the loop stands still for a small part of that time only, whatever the machine."""
     backend = FakeBackend(say(tokens_of(model, TEXT)))
-    app = make_app([load_model("long", model_dir, context_tokens=10**6)], backend, GatewaySettings)
+    large = dataclasses.replace(load_model("long", model_dir), context_tokens=10**6)
+    app = make_app([large], backend, GatewaySettings)
     loop = asyncio.get_running_loop()
     body = COMPLETION | {"model": "long", "prompt": "The quick brown fox jumps over the lazy dog again. " * 10_000}
     request = asyncio.create_task(post(app, COMPLETIONS, body))
