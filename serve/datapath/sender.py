@@ -87,7 +87,7 @@ class DeltaSender:
         """
         key = (address.host, address.port, address.secret)
         task = self._links.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() or task.result().lost)):
+        if task is None or (task.done() and _usable(task) is None):
             task = asyncio.get_running_loop().create_task(self._connect(address))
             self._links[key] = task
         try:
@@ -108,16 +108,24 @@ class DeltaSender:
         link.hello(Hello(address.secret, self._replica_id))
         # Gateways come and go; a link that was lost is only in the way.
         for key, task in list(self._links.items()):
-            if task.done() and not task.cancelled() and not task.exception() and task.result().lost:
+            if task.done() and _usable(task) is None:
                 del self._links[key]
         return link
 
     def close(self) -> None:
         """Send what is queued and close every connection."""
         for task in self._links.values():
-            if task.done() and not task.cancelled() and not task.exception():
-                task.result().close()
+            if link := _usable(task):
+                link.close()
         self._links.clear()
+
+
+def _usable(task: asyncio.Task[_GatewayLink]) -> _GatewayLink | None:
+    """Return the link that a task has opened, unless it failed, or the link was lost since."""
+    if not task.done() or task.cancelled() or task.exception() is not None:
+        return None
+    link = task.result()
+    return None if link.lost else link
 
 
 class ReplyStream:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 
+import msgspec
 from ray import serve as ray_serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
@@ -63,7 +64,7 @@ class ServeBackend:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         """Stream a sequence; see `Backend.generate`."""
         address, stream = self._listener.open()
-        request = _with_reply_to(request, address.to_text())
+        request = msgspec.structs.replace(request, reply_to=address.to_text())
         # An empty context of its own: Serve's router indexes waiting calls by the HTTP request that they belong to, and
         # loses all but one of those that share it (n > 1, batches). Cancelling is done below, not by inheritance.
         call = asyncio.get_running_loop().create_task(
@@ -101,9 +102,10 @@ class ServeBackend:
         except Exception as exc:
             logger.exception("Sequence %s could not be sent to a replica.", request.request_id)
             stream.fail(EngineDead(f"the request could not be sent to a replica: {type(exc).__name__}"))
-        if not stream.closed:
-            await asyncio.sleep(LAST_DELTA_TIMEOUT_S)
-            stream.fail(EngineDead(f"the last tokens of a replica of {request.model} were lost on the way"))
+        else:
+            if not stream.closed:
+                await asyncio.sleep(LAST_DELTA_TIMEOUT_S)
+                stream.fail(EngineDead(f"the last tokens of a replica of {request.model} were lost on the way"))
 
     async def readiness(self) -> list[ModelReadiness]:
         """Return the state of every model, not older than `STATUS_MAX_AGE_S` and one answer of Serve's controller."""
@@ -137,17 +139,6 @@ def _readiness(model: str, status: DeploymentStatusOverview | None) -> ModelRead
     trouble = {"DEPLOY_FAILED": FAILED, "UNHEALTHY": "unhealthy; see the log"}
     parts = [*others, *(["asleep"] if asleep else []), *filter(None, [trouble.get(str(status.status.value))])]
     return ModelReadiness(model, states.get("RUNNING", 0), sum(states.values()), ", ".join(parts), asleep)
-
-
-def _with_reply_to(request: GenerateRequest, reply_to: str) -> GenerateRequest:
-    return GenerateRequest(
-        request_id=request.request_id,
-        model=request.model,
-        prompt=request.prompt,
-        sampling=request.sampling,
-        cache_salt=request.cache_salt,
-        reply_to=reply_to,
-    )
 
 
 def _first_line(exc: BaseException) -> str:

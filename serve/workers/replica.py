@@ -4,7 +4,6 @@ import logging
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ray import serve as ray_serve
 
@@ -80,10 +79,6 @@ class EngineReplica:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve, for autoscaling policies: the engine's load."""
         return {name: float(value) for name, value in asdict(self._engine.stats()).items()}
-
-    def engine_stats(self) -> dict[str, Any]:
-        """Return the engine's load and what is fixed about it."""
-        return asdict(self._engine.info) | asdict(self._engine.stats())
 
     async def __del__(self) -> None:
         # Serve awaits the destructor when the replica has drained.
