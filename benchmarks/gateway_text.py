@@ -42,6 +42,10 @@ class InstantBackend:
             delta = self._deltas[number % len(self._deltas)]
             yield delta if number < count - 1 else TokenDelta(delta.token_ids, finish_reason=FinishReason.LENGTH)
 
+    def fallbacks(self) -> dict[str, str]:
+        """See `Backend.fallbacks`."""
+        return {}
+
     async def readiness(self) -> list[ModelReadiness]:
         """See `Backend.readiness`."""
         return []

@@ -80,6 +80,13 @@ CACHED_TOKENS = Metric(
 )
 COMPLETION_TOKENS = Metric("raytrt_completion_tokens_total", "counter", "Tokens generated.", _MODEL)
 
+FALLBACK = Metric(
+    "raytrt_fallback_active",
+    "gauge",
+    "1 if a replica of the model is served by its fallback, not by the engine that was configured.",
+    _MODEL,
+)
+
 GATEWAY_METRICS = (
     REQUESTS,
     REQUESTS_IN_FLIGHT,
@@ -94,4 +101,5 @@ GATEWAY_METRICS = (
     PROMPT_TOKENS,
     CACHED_TOKENS,
     COMPLETION_TOKENS,
+    FALLBACK,
 )

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 
 class FinishReason(StrEnum):
@@ -135,12 +135,14 @@ class PrefillInfo(msgspec.Struct, frozen=True, array_like=True):
         queue_s: From the engine taking the request to its first prefill step.
         prefill_s: From there to the first token.
         prompt_logprobs: One entry a prompt token, if they were asked for; None for the first, which nothing predicts.
+        fallback: Name of the engine, if it is the model's fallback that serves it; else empty.
     """
 
     cached_tokens: int = 0
     queue_s: float = 0.0
     prefill_s: float = 0.0
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    fallback: str = ""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):

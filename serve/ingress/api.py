@@ -41,7 +41,7 @@ def make_app(
     """
     by_id = {model.id: model for model in models}
     metrics, work = GatewayMetrics(by_id), TextWork()
-    generation = GenerationRoutes(by_id, Generation(backend, work), work, metrics, settings)
+    generation = GenerationRoutes(by_id, Generation(backend, work), work, metrics, settings, backend.fallbacks)
     operator = OperatorRoutes(by_id, backend, metrics)
     text = TextRoutes(by_id, work, settings)
     document = operator.document(openapi_document(list(by_id)))

@@ -1,6 +1,6 @@
 """Backend port: the models behind the gateway, however they are reached."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +39,9 @@ class Backend(Protocol):
         Raises:
             RequestError, Overloaded, EngineDead: As the engine; EngineDead also if the connection to it is lost.
         """
+
+    def fallbacks(self) -> Mapping[str, str]:
+        """Return the models that their fallback serves, as last heard, and that engine. Never blocks."""
 
     async def readiness(self) -> list[ModelReadiness]:
         """Return the state of every model. Takes no longer than a second; raises nothing."""

@@ -36,12 +36,14 @@ class GatewayModel:
         directory: Its checkpoint directory.
         deployment_name: Its Serve deployment.
         context_limit: Tokens that its engine takes, if its settings say so.
+        has_fallback: Whether another engine may serve it.
     """
 
     id: str
     directory: str
     deployment_name: str
     context_limit: int | None
+    has_fallback: bool = False
 
 
 @ray_serve.ingress()
@@ -72,7 +74,8 @@ class Gateway:
         await self._listener.start()
         app_name = ray_serve.get_replica_context().app_name
         deployments = {model.id: model.deployment_name for model in models}
-        self._backend = ServeBackend(handles, deployments, app_name, self._listener)
+        with_fallback = [model.id for model in models if model.has_fallback]
+        self._backend = ServeBackend(handles, deployments, app_name, self._listener, with_fallback)
         if missing := missing_flags():
             logger.warning(
                 "Running without %s: streaming costs several times more CPU. Start Ray with `raytrt up`, or put "
@@ -113,5 +116,7 @@ class Gateway:
         return without_request_id
 
     async def __del__(self) -> None:
+        if hasattr(self, "_backend"):
+            self._backend.close()
         if hasattr(self, "_listener"):
             await self._listener.close()

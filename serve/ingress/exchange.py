@@ -43,6 +43,7 @@ class Exchange:
         started_s: `time.monotonic()` when the request was seen.
         status: Of the answer; 0 as long as none was sent.
         model, endpoint: Labels for metrics and logs; set by the handler.
+        fallback: The engine that serves the model in the place of the configured one; set by the handler.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Exchange:
         "_ended",
         "_raw_send",
         "endpoint",
+        "fallback",
         "method",
         "model",
         "path",
@@ -79,6 +81,7 @@ class Exchange:
         self.status = 0
         self._ended = False
         self.model = ""
+        self.fallback = ""
         self.endpoint = ""
         for name, value in scope["headers"]:
             if name == b"content-type":
@@ -134,6 +137,7 @@ class Exchange:
             *headers,
             (b"x-request-id", self.request_id.encode("ascii")),
             (b"x-response-time", b"%.3fms" % elapsed_ms),
+            *([(b"x-raytrt-fallback", self.fallback.encode("ascii", "replace"))] if self.fallback else ()),
         ]
 
     async def send_json(self, body: bytes, status: int = 200, headers: Headers = _JSON) -> None:

@@ -82,6 +82,7 @@ class Generation:
                     entries = sum(len(result.tokens) for result in results) + _echoed_tokens(job, job.choices)
                     body = await self._work.run(entries * _CHARS_PER_LOGPROB, partial(answer.whole, results))
                     watch.stop()
+                    exchange.fallback = _fallback(job)
                     await exchange.send_json(body)
 
     async def _stream(
@@ -96,6 +97,7 @@ class Generation:
             else:
                 event = answer.event(choice, piece)
             if not exchange.status:  # only now: until something is there, a refusal can still have its own status
+                exchange.fallback = _fallback(job)
                 await exchange.start_events()
             if piece.finish_reason is not None:
                 running -= 1
@@ -127,6 +129,11 @@ class Generation:
                 raise EngineDead("the sequence ended without a finish reason")
         finally:
             clock.close(text)
+
+
+def _fallback(job: Job) -> str:
+    """Return the engine that served a part of the job in the place of the configured one, if any did."""
+    return next((choice.prefill.fallback for choice in job.choices if choice.prefill and choice.prefill.fallback), "")
 
 
 def _echoed_tokens(job: Job, choices: Sequence[Choice]) -> int:

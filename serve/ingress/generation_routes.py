@@ -40,6 +40,7 @@ class GenerationRoutes:
         work: TextWork,
         metrics: GatewayMetrics,
         settings: Callable[[], GatewaySettings],
+        fallbacks: Callable[[], Mapping[str, str]],
     ) -> None:
         """Join what `make_app` made."""
         self._models = models
@@ -47,6 +48,7 @@ class GenerationRoutes:
         self._work = work
         self._metrics = metrics
         self._settings = settings
+        self._fallbacks = fallbacks
         self._chat_decoder = msgspec.json.Decoder(ChatCompletionRequest)
         self._completion_decoder = msgspec.json.Decoder(CompletionRequest)
 
@@ -55,7 +57,7 @@ class GenerationRoutes:
         settings = self._settings()
         request = decode_body(self._chat_decoder, await exchange.read_json(settings.max_body_bytes))
         model = find_model(self._models, request.model)
-        exchange.model = model.id
+        self._note_model(exchange, model)
         check_chat(request)
 
         async def prepare() -> tuple[Job, Answer]:
@@ -76,7 +78,7 @@ class GenerationRoutes:
         settings = self._settings()
         request = decode_body(self._completion_decoder, await exchange.read_json(settings.max_body_bytes))
         model = find_model(self._models, request.model)
-        exchange.model = model.id
+        self._note_model(exchange, model)
         check_completion(request)
 
         async def prepare() -> tuple[Job, Answer]:
@@ -90,6 +92,11 @@ class GenerationRoutes:
             return job, CompletionAnswer(job, exchange.trace_id, include_usage=usage, with_timing=timing)
 
         await self._run(exchange, request, prompt_count(request), prepare, settings)
+
+    def _note_model(self, exchange: Exchange, model: ServedModel) -> None:
+        """Say which model an answer is about, also if it is an error; the answer of a replica knows its engine best."""
+        exchange.model = model.id
+        exchange.fallback = self._fallbacks().get(model.id, "")
 
     async def _run(
         self,

@@ -6,7 +6,7 @@ Prometheus' form only when someone asks.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
@@ -86,6 +86,7 @@ class GatewayMetrics(Collector):
         """Start at zero for each model id."""
         self.models = {model: ModelMetrics() for model in models}
         self.requests_in_flight = 0
+        self.fallbacks: Mapping[str, str] = {}
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -119,6 +120,10 @@ class GatewayMetrics(Collector):
         yield self._numbers(telemetry.PROMPT_TOKENS, "prompt_tokens")
         yield self._numbers(telemetry.CACHED_TOKENS, "cached_tokens")
         yield self._numbers(telemetry.COMPLETION_TOKENS, "completion_tokens")
+        active = GaugeMetricFamily(telemetry.FALLBACK.name, telemetry.FALLBACK.help, labels=telemetry.FALLBACK.labels)
+        for model in self.models:
+            active.add_metric([model], float(model in self.fallbacks))
+        yield active
 
     def _numbers(self, metric: Metric, attribute: str) -> PrometheusMetric:
         make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily

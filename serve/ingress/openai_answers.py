@@ -186,9 +186,14 @@ class Version(Struct, frozen=True):
 
 
 class Health(Struct, frozen=True):
-    """Answer of GET /health: the process lives."""
+    """Answer of GET /health: the process lives.
+
+    Attributes:
+        fallbacks: Models that are not served by the engine that was configured, and the engine that serves them.
+    """
 
     status: Literal["ok"] = "ok"
+    fallbacks: dict[str, str] = {}
 
 
 class ReadyModel(Struct, frozen=True):

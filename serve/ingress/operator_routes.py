@@ -26,7 +26,6 @@ class OperatorRoutes:
         self._backend = backend
         self._metrics = metrics
         self._version = encode(answers.Version(importlib.metadata.version("raytrt")))
-        self._health = encode(answers.Health())
 
     async def models(self, exchange: Exchange) -> None:
         """GET /v1/models."""
@@ -38,8 +37,8 @@ class OperatorRoutes:
         await exchange.send_json(encode(_shown(model)))
 
     async def health(self, exchange: Exchange) -> None:
-        """GET /health: the process answers."""
-        await exchange.send_json(self._health)
+        """GET /health: the process answers, and says which models are served by their fallback."""
+        await exchange.send_json(encode(answers.Health(fallbacks=dict(self._backend.fallbacks()))))
 
     async def ready(self, exchange: Exchange) -> None:
         """GET /ready: 200 when every model has a replica that takes requests, or sleeps until one comes; else 503."""
@@ -56,6 +55,7 @@ class OperatorRoutes:
 
     async def metrics(self, exchange: Exchange) -> None:
         """GET /metrics: Prometheus' text format."""
+        self._metrics.fallbacks = self._backend.fallbacks()
         await exchange.send_json(
             self._metrics.exposition(), headers=[(b"content-type", CONTENT_TYPE_LATEST.encode("ascii"))]
         )

@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 
 import msgspec
 from ray import serve as ray_serve
@@ -22,6 +22,7 @@ from serve.core.request import GenerateRequest, TokenDelta
 from serve.datapath.listener import DeltaListener, DeltaStream
 from serve.errors import EngineDead, Overloaded, RayTRTError
 from serve.ingress.backend import FAILED, ModelReadiness
+from serve.ingress.fallback_watch import FallbackWatch
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class ServeBackend:
         deployments: Model id to that deployment's name.
         app_name: The Serve application that they belong to.
         listener: Started; receives the deltas.
+        with_fallback: Models that have one.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ServeBackend:
         deployments: Mapping[str, str],
         app_name: str,
         listener: DeltaListener,
+        with_fallback: Collection[str] = (),
     ) -> None:
         # gRPC instead of the object store also where the process-wide switch is not set; pickle, because a request
         # knows how to pickle itself.
@@ -56,6 +59,8 @@ class ServeBackend:
         self._deployments = dict(deployments)
         self._app_name = app_name
         self._listener = listener
+        self._fallbacks = FallbackWatch({model: handles[model] for model in with_fallback})
+        self._fallbacks.start()
         self._calls: set[asyncio.Task[None]] = set()
         self._readiness: list[ModelReadiness] = []
         self._readiness_at_s = float("-inf")
@@ -106,6 +111,14 @@ class ServeBackend:
             if not stream.closed:
                 await asyncio.sleep(LAST_DELTA_TIMEOUT_S)
                 stream.fail(EngineDead(f"the last tokens of a replica of {request.model} were lost on the way"))
+
+    def fallbacks(self) -> Mapping[str, str]:
+        """Return the models that are served by their fallback; see `Backend.fallbacks`."""
+        return self._fallbacks.heard
+
+    def close(self) -> None:
+        """Stop asking replicas."""
+        self._fallbacks.stop()
 
     async def readiness(self) -> list[ModelReadiness]:
         """Return the state of every model, not older than `STATUS_MAX_AGE_S` and one answer of Serve's controller."""

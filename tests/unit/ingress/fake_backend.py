@@ -24,6 +24,7 @@ def say(
     per_delta: int = 1,
     finish: FinishReason = FinishReason.STOP,
     cached_tokens: int = 0,
+    fallback: str = "",
 ) -> Script:
     """Return a script that emits tokens, `per_delta` at a time, up to `max_tokens`; the finish comes with the last."""
 
@@ -35,7 +36,7 @@ def say(
         scored = None
         if sampling.prompt_logprobs is not None:
             scored = (None, *logprobs_of(prompt[1:], sampling.prompt_logprobs))
-        prefill: PrefillInfo | None = PrefillInfo(cached_tokens, 0.25, 0.5, scored)
+        prefill: PrefillInfo | None = PrefillInfo(cached_tokens, 0.25, 0.5, scored, fallback)
         groups = [ids[start : start + per_delta] for start in range(0, len(ids), per_delta)] or [[]]
         for number, group in enumerate(groups):
             await asyncio.sleep(0)
@@ -97,6 +98,7 @@ class FakeBackend:
         requests: What was asked, in order.
         running: Sequences that are neither finished nor closed.
         cancelled: Ids of those that were closed before their end.
+        served_by_fallback: What `fallbacks` says.
     """
 
     script: Script | list[Script]
@@ -104,6 +106,7 @@ class FakeBackend:
     requests: list[GenerateRequest] = field(default_factory=list)
     running: int = 0
     cancelled: list[str] = field(default_factory=list)
+    served_by_fallback: dict[str, str] = field(default_factory=dict)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         """See `Backend.generate`."""
@@ -120,6 +123,10 @@ class FakeBackend:
         finally:
             self.running -= 1
             await stream.aclose()
+
+    def fallbacks(self) -> dict[str, str]:
+        """See `Backend.fallbacks`."""
+        return self.served_by_fallback
 
     async def readiness(self) -> list[ModelReadiness]:
         """See `Backend.readiness`."""

@@ -28,7 +28,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
 
 
 async def test_health_and_version(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/health")).json() == {"status": "ok"}
+    assert (await client.get("/health")).json() == {"status": "ok", "fallbacks": {}}
     assert set((await client.get("/version")).json()) == {"version"}
 
 
