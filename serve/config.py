@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
 from serve.core.strict_model import StrictModel, describe_mistakes
@@ -13,6 +12,7 @@ from serve.errors import ConfigError
 from serve.ingress.settings import GatewaySettings
 from serve.workers.settings import ReplicaResources, ReplicaSettings, ScalingSettings
 
+IMPORT_PATH = "serve.app:build_app"
 BUILTIN_MODELS = Path(__file__).parent / "models"
 _BUILTIN = "builtin:"
 
@@ -122,35 +122,35 @@ def parse_app_config(args: Any, source: str = "args") -> AppConfig:
         raise ConfigError(describe_mistakes(exc, source)) from None
 
 
-def load_config(path: Path) -> dict[str, AppConfig]:
-    """Read a Serve config file and check the `args` of every application that is ours.
+def parse_applications(document: Any, source: str) -> dict[str, AppConfig]:
+    """Check the `args` of every application of a Serve config that is ours.
+
+    Args:
+        document: The parsed file.
+        source: Its path, for the message.
 
     Returns:
         The applications' names and configs.
 
     Raises:
-        ConfigError: The file cannot be read, is no Serve config, or holds a mistake; names file and key.
+        ConfigError: It is no Serve config, none is ours, or there is a mistake; names file and key.
     """
-    try:
-        document = yaml.safe_load(path.read_text())
-    except OSError as exc:
-        raise ConfigError(f"{path}: {exc.strerror}; give the path of a config file") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path} is no YAML: {exc}") from None
     applications = document.get("applications") if isinstance(document, dict) else None
     if not isinstance(applications, list) or not all(isinstance(entry, dict) for entry in applications):
-        raise ConfigError(f"{path}: no list `applications`; see configs/quickstart.yaml for the form of a config file")
+        raise ConfigError(
+            f"{source}: no list `applications`; see configs/quickstart.yaml for the form of a config file"
+        )
     configs = {}
     for number, entry in enumerate(applications):
-        if entry.get("import_path") == "serve.app:build_app":
-            source = f"{path}: applications[{number}].args"
-            config = parse_app_config(entry.get("args") or {}, source)
+        if entry.get("import_path") == IMPORT_PATH:
+            part = f"{source}: applications[{number}].args"
+            config = parse_app_config(entry.get("args") or {}, part)
             for model in config.models:
                 try:
                     model.check_files()
                 except ConfigError as exc:
-                    raise ConfigError(f"{source}.{exc}") from None
+                    raise ConfigError(f"{part}.{exc}") from None
             configs[str(entry.get("name", "default"))] = config
     if not configs:
-        raise ConfigError(f"{path}: no application has `import_path: serve.app:build_app`")
+        raise ConfigError(f"{source}: no application has `import_path: {IMPORT_PATH}`")
     return configs

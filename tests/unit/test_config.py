@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from serve.config import AppConfig, load_config, parse_app_config
+from serve.config import AppConfig, parse_app_config
+from serve.config_file import read_config_file
 from serve.engines.simulated.settings import SimulatedSettings
 from serve.engines.transformers.settings import TransformersSettings
 from serve.errors import ConfigError
@@ -81,14 +82,14 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, complaint: str) -> No
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"(?s){complaint}"):
-        load_config(path)
+        read_config_file(path)
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
-        load_config(tmp_path / "absent.yaml")
+        read_config_file(tmp_path / "absent.yaml")
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("**/*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_in_the_repository_are_good(path: Path) -> None:
-    assert load_config(path)
+    assert read_config_file(path)
 
 
 def test_the_reference_is_current() -> None:
