@@ -30,6 +30,19 @@ class StreamConformance:
             result = await probe.run(probe.prompt(tokens, ("edge", tokens)), max_tokens=3, **GREEDY)
             assert len(result.token_ids) == 3
 
+    async def test_a_request_id_in_flight_is_refused_and_may_come_again(self, probe: EngineProbe) -> None:
+        request = probe.request(probe.prompt(13, "same id"), max_tokens=probe.long, **GREEDY)
+        stream = probe.engine.generate(request)
+        first = await probe.first_delta(stream)
+        assert first.prefill is not None
+        with pytest.raises(RequestError, match="request_id"):
+            await probe.first_delta(probe.engine.generate(request))
+        await stream.aclose()
+        again = probe.engine.generate(request)  # at once: the engine may not have heard of the end of the first
+        assert (await probe.first_delta(again)).prefill is not None
+        await again.aclose()
+        await probe.until_idle()
+
     async def test_tokens_are_below_the_vocabulary_size(self, probe: EngineProbe) -> None:
         result = await probe.run(probe.prompt(11, "vocab"), max_tokens=32, temperature=2.0, seed=1)
         assert all(0 <= token < probe.info.vocab_size for token in result.token_ids)

@@ -49,7 +49,7 @@ class SimulatedEngine:
         self._ledger = KvLedger()
         self._faults = FaultScript(settings.faults)
         self._scheduler: Scheduler[LiveSequence] = Scheduler(self._limits, self._latency)
-        self._live: set[LiveSequence] = set()
+        self._live: dict[str, LiveSequence] = {}
         self._dead: str | None = "the engine has not been started"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.Handle | None = None  # the end of the step, or the begin of the first
@@ -107,7 +107,7 @@ class SimulatedEngine:
                 delta = await sequence.take()
                 yield delta
         finally:
-            self._live.discard(sequence)
+            self._live.pop(request.request_id, None)
             self._scheduler.end(sequence)
 
     def stats(self) -> EngineStats:
@@ -170,7 +170,7 @@ class SimulatedEngine:
         sampler = Sampler(self._source, request.sampling, prompt, seed, self._settings.stop_hazard)
         sequence = LiveSequence(request, prompt, sampler, self._limits.tokens_per_block)
         scheduler.submit(sequence, time.monotonic())
-        self._live.add(sequence)
+        self._live[request.request_id] = sequence
         self._requests += 1
         if self._timer is None and not self._hung:
             # Not at once: requests that arrive in the same iteration of the loop go into the same step.
@@ -179,6 +179,8 @@ class SimulatedEngine:
 
     def _check(self, request: GenerateRequest) -> None:
         info, sampling = self.info, request.sampling
+        if request.request_id in self._live:
+            raise RequestError(f"request_id: {request.request_id!r} is in flight already; make it unique", "request_id")
         prompt = request.prompt_array()
         if not len(prompt):
             raise RequestError("the prompt is empty: send at least one token", param="prompt")
@@ -301,7 +303,7 @@ class SimulatedEngine:
         for timer in self._fault_timers:
             timer.cancel()
         self._fault_timers.clear()
-        live, self._live = self._live, set()
+        live, self._live = list(self._live.values()), {}
         for sequence in live:
             self._scheduler.end(sequence)
             sequence.fail(EngineDead(self._dead))
