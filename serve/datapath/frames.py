@@ -1,19 +1,15 @@
 """Frames: what one replica tells one gateway about all of its sequences after one engine step.
 
-On the wire a frame is a 4-byte big-endian length and a msgpack body. The first frame of a connection is a `Hello`.
+On the wire a frame (`serve.core.framing`) has a msgpack body. The first frame of a connection is a `Hello`.
 """
-
-import struct
-from collections.abc import Iterator
 
 import msgspec
 
+from serve.core.framing import frame
 from serve.core.request import TokenDelta
 from serve.errors import ContextTooLong, EngineDead, Overloaded, RayTRTError, RequestError
 
-MAX_FRAME_BYTES = 256 * 2**20
 MAX_HELLO_BYTES = 1024
-_LENGTH = struct.Struct(">I")
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
@@ -69,42 +65,7 @@ decode_frame = msgspec.msgpack.Decoder(Frame).decode
 
 def pack(message: Hello | Frame) -> bytes:
     """Encode a message with its length in front."""
-    body = _encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-class FrameReader:
-    """Cuts a byte stream into message bodies.
-
-    Args:
-        max_frame_bytes: Longer frames are refused; may be changed between two.
-    """
-
-    def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
-        self.max_frame_bytes = max_frame_bytes
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add received bytes and yield each body that is complete.
-
-        Raises:
-            ValueError: A length beyond `max_frame_bytes`: the peer speaks something else.
-        """
-        self._buffer += data
-        start = 0
-        try:
-            while len(self._buffer) - start >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(self._buffer, start)
-                if length > self.max_frame_bytes:
-                    raise ValueError(f"a frame of {length} bytes exceeds {self.max_frame_bytes}: not a raytrt peer")
-                end = start + _LENGTH.size + length
-                if end > len(self._buffer):
-                    break
-                body = bytes(self._buffer[start + _LENGTH.size : end])
-                start = end
-                yield body
-        finally:
-            del self._buffer[:start]
+    return frame(_encode(message))
 
 
 _ERRORS: dict[str, type[RayTRTError]] = {

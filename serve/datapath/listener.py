@@ -8,58 +8,30 @@ from typing import cast
 
 import msgspec
 
-from serve.core.request import TokenDelta, merge_deltas
+from serve.core.delta_inbox import DeltaInbox
+from serve.core.framing import MAX_FRAME_BYTES, FrameReader
 from serve.datapath.frames import (
-    MAX_FRAME_BYTES,
     MAX_HELLO_BYTES,
     Frame,
-    FrameReader,
     ReplyAddress,
     decode_frame,
     decode_hello,
     error_from_wire,
 )
-from serve.errors import EngineDead, RayTRTError
+from serve.errors import EngineDead
 
 logger = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
 
 
-class DeltaStream:
-    """Deltas of one sequence on their way to its client. At most one is queued: later ones are merged into it."""
+class DeltaStream(DeltaInbox):
+    """Deltas of one sequence on their way to its client."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.connection: object = None  # the one that its deltas come on
         self.closed = False
-        self._queued: TokenDelta | None = None
-        self._error: RayTRTError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def push(self, delta: TokenDelta) -> None:
-        """Add what came after the queued delta."""
-        self._queued = delta if self._queued is None else merge_deltas(self._queued, delta)
-        self._wake()
-
-    def fail(self, error: RayTRTError) -> None:
-        """End the stream with `error`, after what is queued; only the first error counts."""
-        if self._error is None:
-            self._error = error
-            self._wake()
-
-    async def next(self) -> TokenDelta:
-        """Wait for the next delta; raises the error that ended the stream."""
-        while self._queued is None:
-            if self._error is not None:
-                raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        delta, self._queued = self._queued, None
-        return delta
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class DeltaListener:

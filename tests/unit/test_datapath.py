@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.core.framing import FrameReader
 from serve.core.request import FinishReason, PrefillInfo, TokenDelta
 from serve.datapath.frames import (
     Frame,
-    FrameReader,
     Hello,
     ReplyAddress,
     decode_frame,
