@@ -1,4 +1,4 @@
-"""KvLedger: every reader can reconstruct the content, whenever it begins and however slow it is."""
+"""KvLedger: every reader can reconstruct the content and its tiers, whenever it begins and however slow it is."""
 
 import asyncio
 import threading
@@ -10,24 +10,37 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.core.kv_events import KvEventBatch, KvLedger, KvRemoved, KvSnapshot, KvStored
+from serve.core.kv_events import (
+    DISK,
+    GPU,
+    HOST,
+    KvDraft,
+    KvEvent,
+    KvEventBatch,
+    KvLedger,
+    KvRemoved,
+    KvSnapshot,
+    KvStored,
+)
 
 hashes = st.integers(0, 30)
-events = st.lists(
-    st.one_of(
-        st.builds(KvStored, st.lists(hashes, min_size=1, max_size=4).map(tuple), hashes),
-        st.builds(KvRemoved, st.lists(hashes, min_size=1, max_size=4).map(tuple)),
-    ),
-    max_size=4,
+tiers = st.sampled_from([GPU, GPU, HOST, DISK])
+changes = st.one_of(
+    st.builds(KvStored, st.lists(hashes, min_size=1, max_size=4).map(tuple), hashes, tiers),
+    st.builds(KvRemoved, st.lists(hashes, min_size=1, max_size=4).map(tuple)),
 )
-steps = st.lists(events, max_size=12)
+Change = KvStored | KvRemoved
+events = st.lists(changes, max_size=4)
+steps = st.lists(st.tuples(st.booleans(), events), max_size=12)  # (all before is forgotten, changes)
+Step = tuple[bool, list[Change]]
+Content = dict[int, tuple[int, int]]
 
 
 @dataclass
 class Mirror:
-    """A consumer's copy of the content."""
+    """A consumer's copy of the content: of each block, its parent and its tier."""
 
-    parents: dict[int, int] = field(default_factory=dict)
+    blocks: Content = field(default_factory=dict)
     sequence: int = -1
     snapshots: int = 0
 
@@ -39,28 +52,43 @@ class Mirror:
             assert batch.sequence == self.sequence + 1
         self.sequence = batch.sequence
         for event in batch.events:
-            if isinstance(event, KvSnapshot):
-                self.parents = dict(zip(event.block_hashes, event.parents, strict=True))
-            else:
-                apply(self.parents, event)
+            apply(self.blocks, event)
+
+    @property
+    def parents(self) -> dict[int, int]:
+        return {block_hash: parent for block_hash, (parent, _) in self.blocks.items()}
 
 
-def apply(parents: dict[int, int], event: KvStored | KvRemoved) -> None:
+def apply(blocks: Content, event: KvEvent) -> None:
     """What an event means, said in the simplest way."""
-    if isinstance(event, KvRemoved):
+    if isinstance(event, KvSnapshot):
+        blocks.clear()
+        for i, block_hash in enumerate(event.block_hashes):
+            blocks[block_hash] = (event.parents[i], event.tiers[i] if event.tiers else GPU)
+    elif isinstance(event, KvRemoved):
         for block_hash in event.block_hashes:
-            parents.pop(block_hash, None)
-        return
-    for i, block_hash in enumerate(event.block_hashes):
-        parents[block_hash] = event.block_hashes[i - 1] if i else event.parent
+            blocks.pop(block_hash, None)
+    else:
+        for i, block_hash in enumerate(event.block_hashes):
+            blocks[block_hash] = (event.block_hashes[i - 1] if i else event.parent, event.tier)
 
 
-def content_after(recorded: Iterable[list[KvStored | KvRemoved]]) -> dict[int, int]:
-    parents: dict[int, int] = {}
-    for step in recorded:
+def content_after(recorded: Iterable[Step]) -> Content:
+    blocks: Content = {}
+    for is_afresh, step in recorded:
+        if is_afresh:
+            blocks.clear()
         for event in step:
-            apply(parents, event)
-    return parents
+            apply(blocks, event)
+    return blocks
+
+
+def record(ledger: KvLedger, step: Step) -> None:
+    is_afresh, events = step
+    if is_afresh:
+        ledger.record_afresh(events)
+    else:
+        ledger.record(events)
 
 
 @asynccontextmanager
@@ -88,22 +116,22 @@ async def caught_up(mirror: Mirror, sequence: int) -> None:
 
 
 @given(recorded=steps, begin=st.integers(0, 12), max_lag=st.integers(1, 4), breaks=st.sets(st.integers(0, 12)))
-def test_readers_see_the_content(
-    recorded: list[list[KvStored | KvRemoved]], begin: int, max_lag: int, breaks: set[int]
-) -> None:
+def test_readers_see_the_content(recorded: list[Step], begin: int, max_lag: int, breaks: set[int]) -> None:
     async def scenario() -> None:
         ledger = KvLedger(max_lag)
         for step in recorded[:begin]:
-            ledger.record(step)
+            record(ledger, step)
         async with reading(ledger) as mirror:
-            assert mirror.parents == content_after(recorded[:begin])
+            assert mirror.blocks == content_after(recorded[:begin])
             for i, step in enumerate(recorded[begin:]):
-                ledger.record(step)
+                record(ledger, step)
                 if i in breaks:  # let the reader catch up, or let it fall behind
                     await asyncio.sleep(0)
-            await caught_up(mirror, sum(1 for step in recorded if step))
-            assert mirror.parents == content_after(recorded)
-            assert ledger.content() == frozenset(mirror.parents)
+            await caught_up(mirror, sum(1 for is_afresh, step in recorded if is_afresh or step))
+            assert mirror.blocks == content_after(recorded)
+            assert ledger.content() == frozenset(mirror.blocks)
+            for tier in (GPU, HOST, DISK):
+                assert ledger.count(tier) == [found for _, found in mirror.blocks.values()].count(tier)
 
     asyncio.run(scenario())
 
@@ -159,7 +187,61 @@ async def test_events_recorded_by_another_thread_arrive() -> None:
         assert mirror.parents == {499: 0}
 
 
-@given(event=st.one_of(events, st.just([KvSnapshot((1, 2), (0, 1))])), sequence=st.integers(0, 2**40))
-def test_batches_survive_the_wire(event: list[KvStored | KvRemoved], sequence: int) -> None:
+async def test_a_fresh_start_replaces_what_readers_know() -> None:
+    ledger = KvLedger()
+    async with reading(ledger) as mirror:
+        ledger.record([KvStored((1, 2), 0), KvStored((7,), 0, HOST)])
+        ledger.record_afresh([KvStored((3,), 0)])
+        await caught_up(mirror, 2)
+        assert mirror.blocks == {3: (0, GPU)}
+        assert mirror.snapshots == 2
+
+
+async def test_a_block_that_moves_is_in_one_tier() -> None:
+    ledger = KvLedger()
+    ledger.record([KvStored((1, 2), 0)])
+    ledger.record([KvStored((2,), 1, HOST)])
+    async with reading(ledger) as mirror:
+        assert mirror.blocks == {1: (0, GPU), 2: (1, HOST)}
+        ledger.record([KvStored((2,), 1)])
+        await caught_up(mirror, 3)
+        assert mirror.blocks == {1: (0, GPU), 2: (1, GPU)}
+
+
+@given(drafted=st.lists(st.tuples(hashes, hashes, st.one_of(tiers, st.none())), max_size=20))
+def test_a_draft_says_the_same_in_fewer_events(drafted: list[tuple[int, int, int | None]]) -> None:
+    draft = KvDraft()
+    one_by_one: list[Change] = []
+    for block_hash, parent, tier in drafted:
+        if tier is None:
+            draft.remove(block_hash)
+            one_by_one.append(KvRemoved((block_hash,)))
+        else:
+            draft.store(block_hash, parent, tier)
+            one_by_one.append(KvStored((block_hash,), parent, tier))
+    said = draft.finish()
+    assert content_after([(False, said)]) == content_after([(False, one_by_one)])
+    assert len(said) <= len(drafted)
+    assert draft.finish() == []
+
+
+def test_a_chain_is_one_event() -> None:
+    draft = KvDraft()
+    for block_hash in (1, 2, 3):
+        draft.store(block_hash, block_hash - 1)
+    draft.store(4, 3, HOST)
+    draft.remove(1)
+    draft.remove(9)
+    assert draft.finish() == [KvStored((1, 2, 3), 0), KvStored((4,), 3, HOST), KvRemoved((1, 9))]
+
+
+@given(event=st.one_of(events, st.just([KvSnapshot((1, 2), (0, 1), (0, 1))])), sequence=st.integers(0, 2**40))
+def test_batches_survive_the_wire(event: list[KvEvent], sequence: int) -> None:
     batch = KvEventBatch(sequence, tuple(event))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(batch), type=KvEventBatch) == batch
+
+
+def test_events_of_an_engine_that_knows_no_tiers_are_of_the_gpu() -> None:
+    plain = msgspec.msgpack.encode([7, [["s", [1, 2], 0], ["a", [3], [0]]]])
+    batch = msgspec.msgpack.decode(plain, type=KvEventBatch)
+    assert batch == KvEventBatch(7, (KvStored((1, 2), 0, GPU), KvSnapshot((3,), (0,))))
