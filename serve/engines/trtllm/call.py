@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -13,14 +13,10 @@ class ConstructorCall:
     Attributes:
         target: `module:Class`.
         keywords: Plain values, other calls, lists and dictionaries of these; placement groups are passed as they are.
-        environ: For the outermost call: variables that have to be set before the class is imported; None removes one.
-        notes: For the outermost call: what an operator should know, one sentence each.
     """
 
     target: str
     keywords: Mapping[str, Any]
-    environ: Mapping[str, str | None] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
     @property
     def class_name(self) -> str:

@@ -4,7 +4,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from serve.core.parallel import ParallelLayout
+from serve.errors import ConfigError
+
 OrchestratorKind = Literal["in_process", "mpi", "ray"]
+
+# What a launcher (mpirun, srun, a Slurm step around `ray start`) leaves in the environment of all that it starts: MPI
+# would believe to be one of its ranks. UCX_ and KMP_ are tuning, not marks of a launch, and stay.
+LAUNCH_PREFIXES = ("MPI_", "OMPI_", "PMIX_", "PMI_", "SLURM_", "I_MPI_", "HYDRA_", "MPICH_", "MV2_", "CRAY_")
+_LAUNCH_NAMES = ("tllm_mpi_size",)
+# Images tune Open MPI by OMPI_MCA_<framework>_...; these frameworks are the runtime's own, set by a launcher only.
+_TUNING_PREFIX = "OMPI_MCA_"
+_LAUNCHED_FRAMEWORKS = ("ess", "orte", "prte", "pmix", "plm", "ras", "rmaps", "odls", "initial_wdir")
+_OPEN_MPI = {
+    "OMPI_MCA_coll_ucc_enable": "0",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "MPI4PY_MPIABI": "openmpi",
+}
+# Each of these, left over from another engine or launcher, changes which executor TensorRT-LLM makes, or where.
+_OTHER_MODES: dict[str, str | None] = dict.fromkeys(
+    (
+        "TLLM_DISABLE_MPI",
+        "TLLM_WORKER_USE_SINGLE_PROCESS",
+        "TLLM_RAY_FORCE_LOCAL_CLUSTER",
+        "TLLM_SPAWN_PROXY_PROCESS",
+        "TLLM_SPAWN_PROXY_PROCESS_IPC_ADDR",
+        "TLLM_SPAWN_PROXY_PROCESS_IPC_HMAC_KEY",
+        "TRTLLM_RAY_BUNDLE_INDICES",
+        "TRTLLM_RAY_PER_WORKER_GPUS",
+        "RAY_LOCAL_WORLD_SIZE",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -23,3 +54,91 @@ class Orchestration:
     placement_groups: tuple[Any, ...] = ()
     bundle_indices: tuple[tuple[int, ...], ...] = ()
     environ: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def choose_orchestrator(
+    asked: Literal["auto", "in_process", "mpi", "ray"], layout: ParallelLayout, mpi_spawns: bool, tensorrt: bool = False
+) -> OrchestratorKind:
+    """Decide who starts the ranks.
+
+    Args:
+        asked: The setting.
+        layout: How the engine is cut.
+        mpi_spawns: Whether `MPI_Comm_spawn` works where the engine will run; only asked for on one node.
+        tensorrt: The TensorRT backend runs the model, which Ray cannot start.
+
+    Raises:
+        ConfigError: What is asked for cannot start these ranks.
+    """
+    several_nodes = layout.gpus_per_node is not None and layout.gpus_per_node < layout.world_size
+    if asked == "auto":
+        if layout.world_size == 1:
+            return "in_process"
+        asked = "mpi" if tensorrt or (mpi_spawns and not several_nodes) else "ray"
+    if asked == "in_process" and layout.world_size > 1:
+        raise ConfigError(
+            f"orchestrator: in_process starts one rank, but parallel has {layout.world_size}; use mpi, ray or auto"
+        )
+    if asked == "mpi" and several_nodes:
+        raise ConfigError(
+            f"orchestrator: mpi starts ranks on one node only, but parallel takes {layout.gpus_per_node} GPUs of each "
+            f"node for {layout.world_size} ranks; use ray" + (", with the PyTorch backend" if tensorrt else "")
+        )
+    if asked == "mpi" and layout.world_size > 1 and not mpi_spawns:
+        raise ConfigError(
+            "orchestrator: mpi needs an MPI whose MPI_Comm_spawn works, and that of this node does not; use ray, or "
+            "another image (Open MPI 5.0.10rc2 of nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc27 cannot, for instance)"
+        )
+    if asked == "ray" and tensorrt:
+        raise ConfigError("orchestrator: ray runs the PyTorch backend only; use mpi, or backend: pytorch")
+    return asked
+
+
+def engine_environ(
+    kind: OrchestratorKind,
+    layout: ParallelLayout,
+    inherited: Mapping[str, str],
+    visible_gpus: int | None = None,
+) -> dict[str, str | None]:
+    """Return what has to be changed in the environment of the process that will import TensorRT-LLM.
+
+    Args:
+        kind: Who starts the ranks.
+        layout: How the engine is cut.
+        inherited: The environment as it is.
+        visible_gpus: GPUs that the process can see once the changes are made; None: not known.
+
+    Returns:
+        Variables to set; None removes one.
+    """
+    changes: dict[str, str | None] = {name: None for name in inherited if _is_mark_of_a_launch(name)}
+    changes |= _OTHER_MODES
+    if kind == "ray":
+        # Ray sets no GPU mask for ranks with NOSET, so that NVLink works; the mask of a zero-GPU replica is copied to
+        # all ranks, and the arguments themselves are checked against a visible GPU.
+        changes |= {"TLLM_DISABLE_MPI": "1", "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+        changes["TLLM_RAY_FORCE_LOCAL_CLUSTER"] = "0"
+        if inherited.get("CUDA_VISIBLE_DEVICES") == "":
+            changes["CUDA_VISIBLE_DEVICES"] = None
+        needed = local_ranks(layout)
+        if needed > (needed if visible_gpus is None else visible_gpus):
+            # The way past "Only N GPUs are available": the constructor counts the GPUs of the replica's own process.
+            changes["RAY_LOCAL_WORLD_SIZE"] = str(needed)
+        return changes
+    changes |= _OPEN_MPI
+    if kind == "in_process":
+        changes["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1"
+    return changes
+
+
+def local_ranks(layout: ParallelLayout) -> int:
+    """Return how many ranks are on the replica's node."""
+    return min(layout.gpus_per_node or layout.world_size, layout.world_size)
+
+
+def _is_mark_of_a_launch(name: str) -> bool:
+    if name in _LAUNCH_NAMES:
+        return True
+    if name.startswith(_TUNING_PREFIX):
+        return name.removeprefix(_TUNING_PREFIX).startswith(_LAUNCHED_FRAMEWORKS)
+    return name.startswith(LAUNCH_PREFIXES)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from serve.core.strict_model import StrictModel
+from serve.engines.trtllm.line import Backend
 from serve.engines.trtllm.settings_cache import KvCacheSettings, KvConnectorSettings, KvTransferSettings
 from serve.engines.trtllm.settings_execution import (
     AttentionDpSettings,
@@ -23,6 +24,7 @@ from serve.engines.trtllm.settings_execution import (
     TorchCompileSettings,
 )
 from serve.engines.trtllm.settings_speculation import SpeculationSettings
+from serve.engines.trtllm.support import unsupported
 
 
 class StatsSettings(StrictModel):
@@ -153,6 +155,18 @@ class TrtllmSettings(StrictModel):
         description="Further keywords of the LLM constructor, by TensorRT-LLM's own names; nested configs as "
         "dictionaries. Checked against the line's signature.",
     )
+
+    @model_validator(mode="after")
+    def _backend_has_all_settings(self) -> Self:
+        if self.backend != "auto":
+            mistakes = unsupported(self, None, Backend(self.backend))
+            if mistakes:
+                raise ValueError("; ".join(mistakes))
+        if self.backend == "tensorrt" and self.orchestrator == "ray":
+            raise ValueError(
+                "orchestrator 'ray' runs the PyTorch backend only; use orchestrator: mpi, or backend: pytorch"
+            )
+        return self
 
     @model_validator(mode="after")
     def _postprocessing_fits_orchestrator(self) -> Self:

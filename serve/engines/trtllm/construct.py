@@ -1,0 +1,38 @@
+"""Make the engine object that a plan describes: environment first, then import, check, and construct."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from serve.engines.trtllm.arguments import EnginePlan
+from serve.engines.trtllm.call import make
+from serve.engines.trtllm.line import PACKAGE
+from serve.engines.trtllm.signature_data import check_names
+
+logger = logging.getLogger(__name__)
+
+
+def construct(plan: EnginePlan) -> Any:
+    """Make the LLM. Blocks until the model is loaded; call it in a thread without an event loop.
+
+    With a running loop in the thread, TensorRT-LLM's Ray executor would make no workers, and then wait for them.
+
+    Raises:
+        ConfigError: The installed TensorRT-LLM does not have a keyword of the call.
+    """
+    if PACKAGE in sys.modules and any(os.environ.get(name) != value for name, value in plan.environ.items()):
+        logger.warning("TensorRT-LLM was imported before its environment was set; some variables may come too late.")
+    apply_environ(plan.environ)
+    check_names(plan.call, plan.line, installed=True)
+    return make(plan.call)
+
+
+def apply_environ(changes: Mapping[str, str | None], environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set variables; None removes one."""
+    for name, value in changes.items():
+        if value is None:
+            environ.pop(name, None)
+        else:
+            environ[name] = value
