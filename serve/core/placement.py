@@ -96,6 +96,8 @@ def plan_placement(
     """Plan the bundles of one replica.
 
     Args:
+        layout: How the engine is cut.
+        launcher: Who starts the ranks.
         replica: What the replica's process takes, for instance `{"CPU": 1}`; no GPU.
         rank: What each rank takes, `{"GPU": 1, "CPU": 1}` on a GPU; TensorRT-LLM's Ray workers need the CPU, too.
         own_environment: The engine runs in another Python environment than the replica, thus in a process of its own.
@@ -108,14 +110,13 @@ def plan_placement(
     if launcher in _SINGLE_HOST:
         engine = _times(rank, layout.world_size)
         if own_environment:
-            bundles, bundle_ranks, host = (replica, engine), (0, layout.world_size), 1
-            return PlacementPlan(layout, launcher, bundles, "STRICT_PACK", bundle_ranks, replica, {}, host)
+            rooms = (0, layout.world_size)
+            return PlacementPlan(layout, launcher, (replica, engine), "STRICT_PACK", rooms, replica, {}, host_bundle=1)
         whole = _add(replica, engine) if launcher == "mpi" else _at_least(replica, engine)
         return PlacementPlan(layout, launcher, (whole,), "STRICT_PACK", (layout.world_size,), whole, {})
     if len(node_ranks) == 1:
         bundles = (replica, *(dict(rank) for _ in range(layout.world_size)))
-        bundle_ranks = (0, *(1 for _ in range(layout.world_size)))
-        return PlacementPlan(layout, launcher, bundles, "STRICT_PACK", bundle_ranks, replica, rank)
+        return PlacementPlan(layout, launcher, bundles, "STRICT_PACK", (0, *(1,) * layout.world_size), replica, rank)
     # One bundle a node, so that a stage can never be torn apart, and rank 0 is with the replica by construction.
     shares = [_times(rank, ranks) for ranks in node_ranks]
     shares[0] = _add(replica, shares[0])
@@ -128,10 +129,7 @@ def check_feasible(plan: PlacementPlan, nodes: Sequence[NodeResources]) -> None:
     Raises:
         PlacementError: It never could; lists what the nodes have, and the remedy.
     """
-    if plan.strategy == "STRICT_PACK":
-        needs = [_sum(plan.bundles)]
-    else:
-        needs = list(plan.bundles)
+    needs: list[Resources] = [_sum(plan.bundles)] if plan.strategy == "STRICT_PACK" else list(plan.bundles)
     if _matches(needs, [node.total for node in nodes]):
         return
     raise PlacementError(
@@ -147,6 +145,7 @@ def order_ranks(plan: PlacementPlan, bundle_nodes: Mapping[int, str], replica_no
     can, and the ranks of one node follow each other.
 
     Args:
+        plan: What was reserved.
         bundle_nodes: Node of each bundle, as `placement_group_table` has them.
         replica_node: Where the replica runs.
 

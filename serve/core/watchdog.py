@@ -94,8 +94,11 @@ class TokenWatch:
         """Return what is known after a look, and whether the engine makes progress.
 
         Args:
+            now_s: The present.
             deltas: Deltas that have come since the start.
             waiting: Streams that wait for their next delta; a reader that takes its time is not the engine's silence.
+            pending_tokens: Prompt tokens of requests that have no token yet.
+            step_s: Duration of the engine's last step.
         """
         deaf_s = 0.0 if self.looked_s is None else max(0.0, now_s - self.looked_s - 2 * self.limits.look_s)
         if not waiting:

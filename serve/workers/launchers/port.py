@@ -1,7 +1,7 @@
 """Launcher port: how the ranks of one engine come to life, and end."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from serve.engines.protocol import Engine
@@ -16,12 +16,15 @@ class RankProcess:
         node_id: Of its Ray node, hexadecimal.
         pid: On that node.
         created_s: When the process was created (`psutil.Process.create_time`), as process ids are used again.
+        gpu_memory: GPU (index or UUID on that node) -> bytes that were in use before the rank loaded anything; empty if
+            it has none, or if they are GPUs of the replica.
     """
 
     rank: int
     node_id: str
     pid: int
     created_s: float
+    gpu_memory: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 class RankObserver(Protocol):
@@ -43,6 +46,9 @@ class Launcher(Protocol):
     async def launch(self, observer: RankObserver) -> Engine:
         """Start every rank and the engine on them; return the engine when it can generate.
 
+        The group's mark is in this process's environment (`serve.workers.processes`): children inherit it, and a
+        launcher whose ranks are no children hands it on.
+
         Raises:
             ConfigError: The placement, the settings or the machine do not fit; nothing was taken, or all is given back.
             EngineDead: A rank was lost on the way.
@@ -52,7 +58,7 @@ class Launcher(Protocol):
         """Return the ranks that have a process of their own, as far as they are known."""
 
     async def end(self, grace_s: float) -> None:
-        """End every rank: politely within `grace_s`, then by force.
+        """End every rank: politely within `grace_s`, then by force. The group has stopped the engine before.
 
         Returns when no process of this launch is alive, or raises `TimeoutError` naming those that will not die.
         Safe to call at any time, and twice.

@@ -103,11 +103,8 @@ def test_each_thing_is_asked_for_once_and_streams_are_cut_first(events: list[Eve
 def test_a_group_that_lost_a_rank_never_serves_again(events: list[Event]) -> None:
     lost = False
     for entry in run(events):
-        lost = (
-            lost
-            or isinstance(entry.event, RankLost | EngineLost | LaunchFailed | StopRequested)
-            and (entry.after != entry.before)
-        )
+        is_end = isinstance(entry.event, RankLost | EngineLost | LaunchFailed | StopRequested)
+        lost = lost or (is_end and entry.after != entry.before)
         assert not (lost and entry.after.serves)
 
 

@@ -1,0 +1,147 @@
+"""StreamGuard: the streams of one engine, counted for the watchdog, and cut all at once when the group fails.
+
+A stream stays in the task of its reader: nothing is queued or copied for a delta. To cut it, that task is cancelled and
+the cancellation turned into `EngineDead`, as `asyncio.timeout` turns its own into TimeoutError. An engine that hangs
+cannot hold a stream that way.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
+
+from serve.core.request import TokenDelta
+from serve.errors import EngineDead
+
+T = TypeVar("T")
+
+
+class _Stream:
+    """One stream.
+
+    Attributes:
+        task: Who waits for the next item; None while the reader is busy with the one before.
+        cancelling: Cancellations that the task had been asked for when it was cut; None until then.
+        pending_tokens: Its prompt, until the first delta.
+    """
+
+    __slots__ = ("cancelling", "pending_tokens", "task")
+
+    def __init__(self, pending_tokens: int) -> None:
+        self.task: asyncio.Task[Any] | None = None
+        self.cancelling: int | None = None
+        self.pending_tokens = pending_tokens
+
+    def cut(self) -> None:
+        if self.task is not None and self.cancelling is None:
+            self.cancelling = self.task.cancelling()
+            self.task.cancel()
+
+    def was_cut_alone(self, task: asyncio.Task[Any]) -> bool:
+        """Take back our cancellation; whether nobody else wants the task cancelled as well."""
+        if self.cancelling is None:
+            return False
+        wanted, self.cancelling = self.cancelling, None
+        return task.uncancel() <= wanted
+
+
+class StreamGuard:
+    """All streams of one engine.
+
+    Args:
+        on_death: Called with the reason when a stream says that the engine is dead.
+        on_prefill: Called with the computed prompt tokens and their time in seconds, once a stream.
+    """
+
+    def __init__(self, on_death: Callable[[str], None], on_prefill: Callable[[int, float], None]) -> None:
+        self._on_death = on_death
+        self._on_prefill = on_prefill
+        self._streams: set[_Stream] = set()
+        self._feeds: set[_Stream] = set()
+        self._closed: str | None = "the engine has not been started"
+        self.deltas = 0
+
+    @property
+    def waiting(self) -> int:
+        """Streams that wait for the engine now."""
+        return sum(stream.task is not None for stream in self._streams)
+
+    @property
+    def pending_tokens(self) -> int:
+        """Prompt tokens of streams without a delta."""
+        return sum(stream.pending_tokens for stream in self._streams)
+
+    def open(self) -> None:
+        """Let streams run."""
+        self._closed = None
+
+    def close(self, reason: str) -> None:
+        """Cut every stream, and refuse new ones."""
+        self._closed = reason
+        for stream in [*self._streams, *self._feeds]:
+            stream.cut()
+
+    def check(self) -> None:
+        """Raise `EngineDead` if streams are refused."""
+        if self._closed is not None:
+            raise EngineDead(self._closed)
+
+    async def deltas_of(
+        self, make_source: Callable[[], AsyncGenerator[TokenDelta, None]], prompt_tokens: int
+    ) -> AsyncGenerator[TokenDelta, None]:
+        """Stream a sequence; the source is made when the first delta is asked for."""
+        self.check()
+        stream = _Stream(prompt_tokens)
+        self._streams.add(stream)
+        source = make_source()
+        try:
+            stream.task = asyncio.current_task()
+            async for delta in source:
+                stream.task = None
+                self.deltas += 1
+                if delta.prefill is not None:
+                    stream.pending_tokens = 0
+                    self._on_prefill(prompt_tokens - delta.prefill.cached_tokens, delta.prefill.prefill_s)
+                yield delta
+                if self._closed is not None and delta.finish_reason is None:
+                    raise EngineDead(self._closed)
+                stream.task = asyncio.current_task()
+        except asyncio.CancelledError:
+            self._explain_cancellation(stream)
+            raise
+        except EngineDead as exc:
+            self._on_death(str(exc))
+            raise
+        finally:
+            self._streams.discard(stream)
+            await self._leave(stream, source)
+
+    async def items_of(self, make_source: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+        """Follow something else of the engine that ends with it, and says nothing about its progress."""
+        self.check()
+        feed = _Stream(0)
+        self._feeds.add(feed)
+        source = make_source()
+        try:
+            feed.task = asyncio.current_task()
+            async for item in source:
+                feed.task = None
+                yield item
+                self.check()
+                feed.task = asyncio.current_task()
+        except asyncio.CancelledError:
+            self._explain_cancellation(feed)
+            raise
+        finally:
+            self._feeds.discard(feed)
+            await self._leave(feed, source)
+
+    def _explain_cancellation(self, stream: _Stream) -> None:
+        """Raise `EngineDead` instead, if it was we who cancelled."""
+        task = stream.task
+        if task is not None and stream.was_cut_alone(task):
+            raise EngineDead(self._closed or "the engine is gone") from None
+
+    async def _leave(self, stream: _Stream, source: AsyncGenerator[Any, None]) -> None:
+        if stream.task is not None:
+            stream.was_cut_alone(stream.task)  # cut, but something else ended it first
+        await source.aclose()
