@@ -15,7 +15,7 @@ from serve.engines.trtllm.built_engine import check_built
 from serve.engines.trtllm.call import ConstructorCall
 from serve.engines.trtllm.line import Backend, Line
 from serve.engines.trtllm.model_directory import DirectoryKind, ModelDirectory
-from serve.engines.trtllm.orchestration import Orchestration
+from serve.engines.trtllm.orchestration import Orchestration, local_ranks
 from serve.engines.trtllm.settings import TrtllmSettings
 from serve.engines.trtllm.signature_data import merge_extra
 from serve.engines.trtllm.support import unsupported
@@ -176,7 +176,7 @@ def _ranks(
         raise ConfigError(
             f"engine.orchestrator: in_process has one rank, but parallel has {world_size}; use mpi or ray"
         )
-    keywords: dict[str, Any] = {"gpus_per_node": min(layout.gpus_per_node or world_size, world_size)}
+    keywords: dict[str, Any] = {"gpus_per_node": local_ranks(layout)}
     if orchestration.kind != "ray":
         return keywords
     if backend is Backend.TENSORRT:

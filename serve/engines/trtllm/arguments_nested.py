@@ -224,7 +224,9 @@ def lora(section: LoraSettings, line: Line) -> dict[str, Any]:
 
 def speculation(section: SpeculationSettings, line: Line) -> ConstructorCall:
     """Return the decoding config: always an object, as 1.2.x cannot tell the kinds of dictionaries apart."""
-    keywords: dict[str, Any] = given(max_concurrency=section.max_batch_size)
+    keywords: dict[str, Any] = {}
+    if not isinstance(section, EagleSettings):
+        keywords |= given(max_concurrency=section.max_batch_size)
     if not isinstance(section, MtpSettings):
         keywords["max_draft_len"] = section.draft_tokens
     if isinstance(section, DraftModelSettings | EagleSettings | Eagle3Settings):

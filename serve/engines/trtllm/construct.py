@@ -1,5 +1,6 @@
 """Make the engine object that a plan describes: environment first, then import, check, and construct."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -20,8 +21,11 @@ def construct(plan: EnginePlan) -> Any:
     With a running loop in the thread, TensorRT-LLM's Ray executor would make no workers, and then wait for them.
 
     Raises:
+        RuntimeError: An event loop is running in this thread.
         ConfigError: The installed TensorRT-LLM does not have a keyword of the call.
     """
+    if _loop_is_running():
+        raise RuntimeError("an LLM is constructed in a thread without an event loop; use asyncio.to_thread")
     if PACKAGE in sys.modules and any(os.environ.get(name) != value for name, value in plan.environ.items()):
         logger.warning("TensorRT-LLM was imported before its environment was set; some variables may come too late.")
     apply_environ(plan.environ)
@@ -36,3 +40,11 @@ def apply_environ(changes: Mapping[str, str | None], environ: MutableMapping[str
             environ.pop(name, None)
         else:
             environ[name] = value
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from serve.core.parallel import ParallelLayout
+from serve.core.placement import plan_placement
 from serve.errors import ConfigError
 
 OrchestratorKind = Literal["in_process", "mpi", "ray"]
@@ -23,18 +24,16 @@ _OPEN_MPI = {
     "MPI4PY_MPIABI": "openmpi",
 }
 # Each of these, left over from another engine or launcher, changes which executor TensorRT-LLM makes, or where.
-_OTHER_MODES: dict[str, str | None] = dict.fromkeys(
-    (
-        "TLLM_DISABLE_MPI",
-        "TLLM_WORKER_USE_SINGLE_PROCESS",
-        "TLLM_RAY_FORCE_LOCAL_CLUSTER",
-        "TLLM_SPAWN_PROXY_PROCESS",
-        "TLLM_SPAWN_PROXY_PROCESS_IPC_ADDR",
-        "TLLM_SPAWN_PROXY_PROCESS_IPC_HMAC_KEY",
-        "TRTLLM_RAY_BUNDLE_INDICES",
-        "TRTLLM_RAY_PER_WORKER_GPUS",
-        "RAY_LOCAL_WORLD_SIZE",
-    )
+_OTHER_MODES = (
+    "TLLM_DISABLE_MPI",
+    "TLLM_WORKER_USE_SINGLE_PROCESS",
+    "TLLM_RAY_FORCE_LOCAL_CLUSTER",
+    "TLLM_SPAWN_PROXY_PROCESS",
+    "TLLM_SPAWN_PROXY_PROCESS_IPC_ADDR",
+    "TLLM_SPAWN_PROXY_PROCESS_IPC_HMAC_KEY",
+    "TRTLLM_RAY_BUNDLE_INDICES",
+    "TRTLLM_RAY_PER_WORKER_GPUS",
+    "RAY_LOCAL_WORLD_SIZE",
 )
 
 
@@ -112,7 +111,7 @@ def engine_environ(
         Variables to set; None removes one.
     """
     changes: dict[str, str | None] = {name: None for name in inherited if _is_mark_of_a_launch(name)}
-    changes |= _OTHER_MODES
+    changes |= {name: None for name in _OTHER_MODES if name in inherited}
     if kind == "ray":
         # Ray sets no GPU mask for ranks with NOSET, so that NVLink works; the mask of a zero-GPU replica is copied to
         # all ranks, and the arguments themselves are checked against a visible GPU.
@@ -132,8 +131,9 @@ def engine_environ(
 
 
 def local_ranks(layout: ParallelLayout) -> int:
-    """Return how many ranks are on the replica's node."""
-    return min(layout.gpus_per_node or layout.world_size, layout.world_size)
+    """Return how many ranks each node takes, the replica's own among them: TensorRT-LLM's `gpus_per_node`."""
+    # Whole stages where one fits on a node; what CPUs and GPUs are asked for makes no difference.
+    return plan_placement(layout, "ray", replica={"CPU": 1}, rank={"GPU": 1}).ranks_per_node
 
 
 def _is_mark_of_a_launch(name: str) -> bool:

@@ -7,13 +7,13 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from serve.core.strict_model import StrictModel
 
 
-class _Speculation(StrictModel):
+class _PytorchSpeculation(StrictModel):
     max_batch_size: PositiveInt | None = Field(
-        default=None, description="With more sequences in the batch nothing is drafted. PyTorch backend only."
+        default=None, description="With more sequences in the batch nothing is drafted; None: no limit."
     )
 
 
-class DraftModelSettings(_Speculation):
+class DraftModelSettings(_PytorchSpeculation):
     """A small model of the same vocabulary drafts. PyTorch backend only."""
 
     kind: Literal["draft_model"]
@@ -23,19 +23,16 @@ class DraftModelSettings(_Speculation):
     )
 
 
-class EagleSettings(_Speculation):
+class EagleSettings(StrictModel):
     """EAGLE-1 or EAGLE-2: a small head drafts from the model's hidden states. TensorRT backend (1.2.x) only."""
 
     kind: Literal["eagle"]
     draft_tokens: PositiveInt = Field(default=4, description="Tokens that are drafted at once.")
     model: str = Field(min_length=1, description="Checkpoint directory of the head, the same path on every node.")
     greedy: bool = Field(default=True, description="Accept only the likeliest token; false: typical acceptance.")
-    acceptance_threshold: float | None = Field(
-        default=None, gt=0, lt=1, description="Least probability of a token in typical acceptance."
-    )
 
 
-class Eagle3Settings(_Speculation):
+class Eagle3Settings(_PytorchSpeculation):
     """EAGLE-3: a small head drafts from hidden states of several layers. PyTorch backend only."""
 
     kind: Literal["eagle3"]
@@ -45,7 +42,7 @@ class Eagle3Settings(_Speculation):
     layers: tuple[int, ...] = Field(default=(), description="Layers whose hidden states are used; (): the usual three.")
 
 
-class NgramSettings(_Speculation):
+class NgramSettings(_PytorchSpeculation):
     """What followed the same tokens earlier is the draft; needs no further model. PyTorch backend only."""
 
     kind: Literal["ngram"]
@@ -56,7 +53,7 @@ class NgramSettings(_Speculation):
     shared: bool = Field(default=True, description="All requests look up in one pool; false: each in its own.")
 
 
-class MtpSettings(_Speculation):
+class MtpSettings(_PytorchSpeculation):
     """Multi-token prediction by layers of the checkpoint itself, as DeepSeek's has them. PyTorch backend only."""
 
     kind: Literal["mtp"]

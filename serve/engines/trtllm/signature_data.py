@@ -23,6 +23,7 @@ _ARGUMENTS = {
     "tensorrt_llm:LLM": "tensorrt_llm.llmapi.llm_args:TorchLlmArgs",
     "tensorrt_llm._tensorrt_engine:LLM": "tensorrt_llm.llmapi.llm_args:TrtLlmArgs",
 }
+_ACCEPTED = {"backend", "_mpi_session"}  # by the constructor, whatever the arguments' model says
 # What RayTRT decides itself, or what would break the port's promises.
 _OWN_KEYWORDS = frozenset(
     {
@@ -126,7 +127,7 @@ def _installed_names(target: str) -> set[str] | None:
         for info in fields.values():
             names |= {alias for alias in (info.alias, info.validation_alias) if isinstance(alias, str)}
             names |= {choice for choice in getattr(info.validation_alias, "choices", ()) if isinstance(choice, str)}
-        return names | ({"backend", "_mpi_session"} if target in _ARGUMENTS else set())
+        return names | (_ACCEPTED if target in _ARGUMENTS else set())
     if dataclasses.is_dataclass(found):
         return {field.name for field in dataclasses.fields(found) if field.init}
     parameters = inspect.signature(found).parameters.values()
@@ -136,7 +137,7 @@ def _installed_names(target: str) -> set[str] | None:
 
 
 def _log_differences(target: str, stored: set[str], found: set[str], line: Line) -> None:
-    added, gone = sorted(found - stored), sorted(stored - found)
+    added, gone = sorted(found - stored - _ACCEPTED), sorted(stored - found - _ACCEPTED)
     if added or gone:
         logger.info(
             "%s differs from what is known of TensorRT-LLM %s: new %s; gone %s. The installed one counts.",

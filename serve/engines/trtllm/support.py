@@ -96,7 +96,6 @@ LIMITS = (
         backends=frozenset({Backend.TENSORRT}),
         values=_speculation("eagle"),
     ),
-    _pytorch("speculation.max_batch_size", _REMOVE),
     _pytorch("guided_decoding", "use xgrammar", lambda v: v == "llguidance"),
     _tensorrt(
         "quantization",

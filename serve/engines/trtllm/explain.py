@@ -1,0 +1,241 @@
+"""Show what would be called, without TensorRT-LLM: `python -m serve.engines.trtllm.explain CONFIG [--line newest]`.
+
+`explain(config)` returns, for each line, the environment, the placement and the constructor call as Python text; or why
+the line refuses the configuration. The module itself can be called, too.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from serve.core.parallel import ParallelLayout
+from serve.core.placement import PlacementError, PlacementPlan, plan_placement
+from serve.core.strict_model import describe_mistakes
+from serve.engines.trtllm.arguments import EnginePlan, plan_engine
+from serve.engines.trtllm.call import ConstructorCall
+from serve.engines.trtllm.line import Line
+from serve.engines.trtllm.model_directory import DirectoryKind, ModelDirectory, read_model_directory
+from serve.engines.trtllm.orchestration import Orchestration, OrchestratorKind, choose_orchestrator, engine_environ
+from serve.engines.trtllm.settings import TrtllmSettings
+from serve.engines.trtllm.signature_data import check_names
+from serve.errors import BundleMismatch, ConfigError
+
+_Section = TypeVar("_Section", TrtllmSettings, ParallelLayout)
+_UNKNOWN_MODEL = "/path/to/model"
+_DEFAULT_REPLICA = {"CPU": 0.5}
+_DEFAULT_RANK = {"CPU": 1.0, "GPU": 1.0}
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One model of a configuration."""
+
+    name: str
+    settings: TrtllmSettings
+    layout: ParallelLayout
+    model: str
+
+
+class _Name(str):
+    """A Python expression, shown as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def explain(
+    config: TrtllmSettings | Mapping[str, Any] | str | Path,
+    line: Line | str | None = None,
+    *,
+    layout: ParallelLayout | None = None,
+    placement: PlacementPlan | None = None,
+) -> str:
+    """Return the exact constructor calls as Python text.
+
+    Args:
+        config: Settings of the engine; or a dictionary of these, of a model, or of a whole config; or a config's path.
+        line: Only this line; None: both.
+        layout: How the engine is cut; None: as the config says, or not at all.
+        placement: What a replica reserves; None: one CPU and one GPU for each rank.
+
+    Raises:
+        ConfigError: The config cannot be read, has a mistake, or has no model with the engine `trtllm`.
+    """
+    subjects = list(_subjects(config))
+    if not subjects:
+        raise ConfigError("no model of this config has `engine: {kind: trtllm}`; nothing to explain")
+    lines = tuple(Line) if line is None else (_line(line),)
+    return "\n".join(
+        _explain_one(subject, each, layout or subject.layout, placement) for subject in subjects for each in lines
+    )
+
+
+def _line(name: Line | str) -> Line:
+    try:
+        return Line(name)
+    except ValueError:
+        raise ConfigError(f"line {name!r} is unknown; use {' or '.join(Line)}") from None
+
+
+def _explain_one(subject: _Subject, line: Line, layout: ParallelLayout, placement: PlacementPlan | None) -> str:
+    heading = f"# {subject.name} on TensorRT-LLM {line}"
+    try:
+        model, notes = _model(subject.model)
+        kind = _orchestrator(subject.settings, layout, model, line)
+        plan = placement or plan_placement(layout, kind, replica=_DEFAULT_REPLICA, rank=_DEFAULT_RANK)
+        engine = plan_engine(subject.settings, layout, _orchestration(kind, layout, plan), model, line)
+        check_names(engine.call, line)
+    except (ConfigError, BundleMismatch, PlacementError) as exc:
+        return f"{heading} is refused:\n" + "".join(f"#   {text}\n" for text in str(exc).splitlines())
+    if subject.settings.orchestrator == "auto" and kind == "mpi":
+        notes.append("orchestrator: auto takes ray where MPI cannot start processes (MPI_Comm_spawn).")
+    parts = [heading, f"# backend: {engine.backend}; orchestrator: {kind}", *_placement_text(plan)]
+    parts += [f"# note: {note}" for note in (*notes, *engine.notes)]
+    return "\n".join(parts + _python(engine)) + "\n"
+
+
+def _orchestrator(
+    settings: TrtllmSettings, layout: ParallelLayout, model: ModelDirectory, line: Line
+) -> OrchestratorKind:
+    tensorrt = settings.backend == "tensorrt" or model.kind is not DirectoryKind.HUGGING_FACE
+    return choose_orchestrator(settings.orchestrator, layout, mpi_spawns=True, tensorrt=tensorrt and line is Line.V1_2)
+
+
+def _orchestration(kind: OrchestratorKind, layout: ParallelLayout, plan: PlacementPlan) -> Orchestration:
+    environ = engine_environ(kind, layout, {})
+    if kind != "ray":
+        return Orchestration(kind, environ=environ)
+    indices = tuple(index for index, room in enumerate(plan.bundle_ranks) for _ in range(room))
+    return Orchestration(kind, (_Name("placement_group"),), (indices,), environ)
+
+
+def _model(path: str) -> tuple[ModelDirectory, list[str]]:
+    directory = Path(path).expanduser()
+    if (directory / "config.json").is_file():
+        return read_model_directory(directory), []
+    model = ModelDirectory(directory.absolute(), tokenizer=directory.absolute())
+    return model, [f"{model.path} is not on this machine; taken for a Hugging Face checkpoint."]
+
+
+# Text
+
+
+def _placement_text(plan: PlacementPlan) -> list[str]:
+    shapes = [dict(bundle) for bundle in plan.bundles]
+    return [f"# placement: {plan.strategy} {shapes}", f"# ranks in each bundle: {list(plan.bundle_ranks)}"]
+
+
+def _python(plan: EnginePlan) -> list[str]:
+    text = []
+    if plan.environ:
+        text.append("import os\n")
+        for name, value in sorted(plan.environ.items()):
+            text.append(f"os.environ.pop({name!r}, None)" if value is None else f"os.environ[{name!r}] = {value!r}")
+        text.append("")
+    if any(isinstance(group, _Name) for group in _groups(plan.call)):
+        text += ["import ray", "placement_group = ray.util.get_current_placement_group()\n"]
+    imports: dict[str, set[str]] = {}
+    for call in plan.call.nested():
+        module, _, name = call.target.partition(":")
+        imports.setdefault(module, set()).add(name)
+    text += [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
+    return [*text, "", f"llm = {_show(plan.call, 0)}"]
+
+
+def _groups(call: ConstructorCall) -> list[Any]:
+    placement = call.keywords.get("ray_placement_config")
+    return list(placement.keywords["placement_groups"]) if isinstance(placement, ConstructorCall) else []
+
+
+def _show(value: Any, depth: int) -> str:
+    if not isinstance(value, ConstructorCall):
+        return repr(value)
+    inner = "    " * (depth + 1)
+    lines = [f"{inner}{keyword}={_show(part, depth + 1)},\n" for keyword, part in value.keywords.items()]
+    return f"{value.class_name}(\n{''.join(lines)}{'    ' * depth})" if lines else f"{value.class_name}()"
+
+
+# Configurations
+
+
+def _subjects(config: TrtllmSettings | Mapping[str, Any] | str | Path) -> Iterator[_Subject]:
+    if isinstance(config, TrtllmSettings):
+        yield _Subject("engine", config, ParallelLayout(), _UNKNOWN_MODEL)
+    elif isinstance(config, Mapping):
+        yield from _in_document(config, "config")
+    else:
+        yield from _in_document(_read(Path(config)), str(config))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}; give the path of a config file") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{path} is no YAML: {exc}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds no mapping; see configs/ for the form of a config file")
+    return document
+
+
+def _in_document(document: Mapping[str, Any], source: str) -> Iterator[_Subject]:
+    """Find models at whatever level the document begins: Serve's file, our `args`, one model, or one engine."""
+    if "applications" in document:
+        for number, application in enumerate(document["applications"]):
+            yield from _in_document(application.get("args") or {}, f"{source}: applications[{number}].args")
+    elif "models" in document:
+        for number, model in enumerate(document["models"]):
+            yield from _in_document(model, f"{source}.models[{number}]")
+    elif "engine" in document:
+        engine = document["engine"]
+        engine = {"kind": engine} if isinstance(engine, str) else engine
+        if engine.get("kind") == "trtllm":
+            settings = _parsed(TrtllmSettings, engine, f"{source}.engine")
+            layout = _parsed(ParallelLayout, document.get("parallel") or {}, f"{source}.parallel")
+            yield _Subject(document.get("id", "model"), settings, layout, document.get("model", _UNKNOWN_MODEL))
+    elif document.get("kind", "trtllm") == "trtllm" and "id" not in document:
+        yield _Subject("engine", _parsed(TrtllmSettings, document, source), ParallelLayout(), _UNKNOWN_MODEL)
+
+
+def _parsed(section: type[_Section], values: Any, source: str) -> _Section:
+    try:
+        return section.model_validate(values)
+    except ValidationError as exc:
+        raise ConfigError(describe_mistakes(exc, source)) from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the explanation of a config file; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m serve.engines.trtllm.explain", description=__doc__)
+    parser.add_argument("config", type=Path, help="a config file, or one that holds a model or an engine section")
+    parser.add_argument("--line", choices=list(Line), help="only this line of TensorRT-LLM")
+    options = parser.parse_args(arguments)
+    try:
+        print(explain(options.config, options.line))
+    except ConfigError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
+
+
+class _CallableModule(ModuleType):
+    """Lets `serve.engines.trtllm.explain(config)` work, where the name is this module."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str:
+        return explain(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+if __name__ == "__main__":
+    sys.exit(main())
