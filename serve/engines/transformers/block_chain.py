@@ -26,6 +26,7 @@ class BlockChain:
     """
 
     def __init__(self, prompt: bytes, tokens_per_block: int, salt: str, secret: bytes) -> None:
+        self.salt = salt
         self._tokens = bytearray(prompt)
         self._block_bytes = tokens_per_block * _TOKEN_BYTES
         self._tokens_per_block = tokens_per_block

@@ -17,6 +17,7 @@ from serve.errors import ConfigError, EngineDead, Overloaded, RequestError
 
 try:
     from serve.engines.transformers.generation import Generation
+    from serve.engines.transformers.rendezvous import TensorRank
     from serve.engines.transformers.stream import Stream
     from serve.engines.transformers.thread import EngineThread, Started
 except ImportError as exc:
@@ -33,9 +34,14 @@ class TransformersEngine:
     Args:
         model_dir: A Hugging Face checkpoint: config.json and *.safetensors.
         settings: What the operator chose.
+        tensor_rank: Rank 0 of a tensor-parallel group, whose other ranks call `tensor_parallel.run_follower`; None if
+            the whole model is here.
     """
 
-    def __init__(self, model_dir: Path, settings: TransformersSettings) -> None:
+    def __init__(self, model_dir: Path, settings: TransformersSettings, tensor_rank: TensorRank | None = None) -> None:
+        if tensor_rank is not None and not tensor_rank.leads:
+            raise ValueError(f"rank {tensor_rank.rank} of a tensor-parallel group has no engine; see run_follower")
+        self._tensor_rank = tensor_rank
         self._model_dir = model_dir
         self._settings = settings
         self._kv_ledger = KvLedger()
@@ -57,9 +63,10 @@ class TransformersEngine:
         """Load the model and warm up, off the event loop.
 
         Raises:
-            ConfigError: The model directory, the settings or the machine do not fit.
+            ConfigError: The model directory, the settings or the machine do not fit, or the tensor ranks each other.
+            EngineDead: A tensor rank is gone, or has not come.
         """
-        self._thread = EngineThread(self._model_dir, self._settings, self._kv_ledger, self._die)
+        self._thread = EngineThread(self._model_dir, self._settings, self._kv_ledger, self._die, self._tensor_rank)
         self._started = await self._thread.start()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
@@ -21,6 +23,7 @@ from serve.engines.transformers.attention import PageViews
 from serve.engines.transformers.block_chain import BlockChain
 from serve.engines.transformers.cache_events import CacheEvents
 from serve.engines.transformers.ledger import Ledger, open_ledger
+from serve.engines.transformers.scoring import PromptForward
 from serve.errors import ConfigError
 
 _NO_TOKEN = -1  # the library's way to say that there is no EOS
@@ -71,6 +74,7 @@ class Batcher:
         ledger: Its blocks.
         shares_prefixes: Whether it reuses blocks; never with layers of several kinds of attention.
         events: What the ledger's keys are published as.
+        survives_failed_steps: Whether `drop_step` can be called after a step that ran out of memory.
 
     Args:
         model: On its device, in evaluation mode.
@@ -83,6 +87,8 @@ class Batcher:
         ConfigError: The model or this release of the library does not support it.
         MemoryError: The cache does not fit.
     """
+
+    survives_failed_steps = True
 
     def __init__(
         self,
@@ -131,8 +137,11 @@ class Batcher:
         self._scheduler.add_waiting_request(state)
 
     def cancel(self, name: str) -> None:
-        """End a sequence; its blocks are free once the next call of `step` has begun."""
+        """End a sequence, and free its blocks."""
         self._scheduler.set_request_cancellation(name)
+        # At once, since the library would free the blocks of several in the order of a set, which differs from process
+        # to process: tensor-parallel ranks would then not evict the same.
+        self._scheduler.clear_cancelled_requests()
         # After it preempted a sequence, the library admits none until one finishes; if all others are cancelled
         # instead, it waits for ever.
         self._scheduler.block_new_requests = False
@@ -167,16 +176,27 @@ class Batcher:
         names = list(self._scheduler.active_requests)
         for name in names:
             self.cancel(name)
-        self._scheduler.clear_cancelled_requests()
         return names
+
+    def forget_cached(self) -> None:
+        """Drop the content of all blocks that nobody uses."""
+        self.ledger.forget_cached()
+
+    def begin_scoring(self, prompt: npt.NDArray[np.uint32], chunk_tokens: int) -> PromptForward:
+        """Make a forward pass over a prompt, beside the batch and without its cache.
+
+        Args:
+            prompt: (prompt_tokens,).
+            chunk_tokens: Tokens that are computed at once, at most.
+        """
+        return PromptForward(self._model, prompt, chunk_tokens)
 
     def scrub(self) -> None:
         """Forget all that is cached, and overwrite every block that no sequence holds.
 
         For after a sequence that had values that are not finite: paged attention reads a block to its end, and what a
-        mask multiplies with zero must be finite. Ends cancelled sequences at once.
+        mask multiplies with zero must be finite.
         """
-        self._scheduler.clear_cancelled_requests()
         self.ledger.forget_cached()
         held = {block for name in self._entries for block in self.ledger.blocks_of(name)}
         views: PageViews | None = getattr(self._processor.cache, "raytrt_views", None)
@@ -239,6 +259,11 @@ class Batcher:
             self.events.publish(chain.key(index), *chain.published(index))
             self.ledger.register(name, index, chain.key(index))
             self._registered[name] = index + 1
+
+
+MakeBatcher = Callable[
+    [Any, BatchOptions, Callable[[torch.Tensor, list[str]], list[int]], Callable[[str, int], None]], Batcher
+]
 
 
 class _Manager(ContinuousBatchingManager):  # type: ignore[misc]  # the library is untyped here

@@ -1,11 +1,13 @@
-"""A checkpoint directory -> a model on its device, and how large its KV cache is to be.
+"""A checkpoint directory -> a model, or a tensor-parallel rank's shard of it, on its device; and the size of its cache.
 
-The one place that decides about devices: a worker group with several ranks will make its shard here.
+The one place that decides about devices.
 """
 
+import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,9 @@ from transformers.utils import logging as library_logging
 
 from serve.engines.transformers.attention import NAME as PAGED
 from serve.engines.transformers.attention import paged_attention
+from serve.engines.transformers.collectives import TensorGroup
 from serve.engines.transformers.settings import TransformersSettings
+from serve.engines.transformers.sharding import Plan, Shard, connect, make_plan, read_shard, sharded_class
 from serve.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -34,6 +38,8 @@ _DEFAULT_CONTEXT_TOKENS = 2_048
 _STEP_TOKENS = {"cpu": 512, "cuda": 4_096}
 _SMALL_MODEL_PARAMETERS = 100_000_000
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+# While the library makes a model, it replaces functions of PyTorch and of its own for all threads.
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,18 @@ class LoadedModel:
     max_num_tokens: int
 
 
-def load_model(model_dir: Path, settings: TransformersSettings) -> LoadedModel:
+def load_model(model_dir: Path, settings: TransformersSettings, group: TensorGroup | None = None) -> LoadedModel:
     """Load a checkpoint; takes seconds to minutes.
+
+    Args:
+        model_dir: The checkpoint.
+        settings: What the operator chose.
+        group: The tensor-parallel group of which this rank loads its shard; its device counts.
 
     Raises:
         ConfigError: The directory is no checkpoint that the library can load, or the machine lacks what is asked for.
     """
-    device = _choose_device(settings)
+    device = choose_device(settings) if group is None else group.device
     config = _read_config(model_dir)
     text_config = config.get_text_config()
     choices = _attention_choices(settings, text_config, device)
@@ -74,9 +85,15 @@ def load_model(model_dir: Path, settings: TransformersSettings) -> LoadedModel:
     if not _TESTED[0] <= _release() < _TESTED[1]:
         _log.warning("transformers %s was not tested with this engine; 5.17 to 5.23 were", transformers.__version__)
     _log.info("loading %s onto %s", model_dir, device)
-    with _quiet_library():
-        model = _load_weights(model_dir, _choose_dtype(settings, config, device), choices)
+    with _one_at_a_time, _quiet_library():
+        plan = None if group is None else _plan_shards(config, model_dir, group)
+        model = _load_weights(model_dir, _choose_dtype(settings, config, device), choices, config, plan, group)
         model = model.to(device).eval()
+    if group is not None and plan is not None:
+        connect(model, plan, group)
+        text_config = model.config.get_text_config()  # with the heads of this rank
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # of what `connect` let go
     if device.type == "cpu":
         _choose_threads(settings, sum(p.numel() for p in model.parameters()))
     context_tokens = _context_tokens(settings, text_config, model_dir)
@@ -114,7 +131,25 @@ def _quiet_library() -> Iterator[None]:
             library_logging.enable_progress_bar()
 
 
-def _choose_device(settings: TransformersSettings) -> torch.device:
+def checkpoint_fingerprint(model_dir: Path) -> str:
+    """Return what tells two checkpoints apart, without reading the weights; empty if there is none."""
+    found = hashlib.sha256()
+    for path in sorted((*model_dir.glob("config.json"), *model_dir.glob("*.safetensors"))):
+        content = path.read_bytes() if path.suffix == ".json" else b""
+        found.update(f"{path.name} {path.stat().st_size} ".encode() + content)
+    return found.hexdigest()[:16]
+
+
+def choose_device(settings: TransformersSettings, index: int | None = None) -> torch.device:
+    """Return where to compute.
+
+    Args:
+        settings: What the operator chose.
+        index: Of the CUDA device; None for the current one.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
     if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -122,7 +157,12 @@ def _choose_device(settings: TransformersSettings) -> torch.device:
             "engine.device: 'cuda' was asked for, but PyTorch sees no CUDA GPU here (version "
             f"{torch.__version__}); give the replica a GPU and install a CUDA build of PyTorch, or use device: cpu"
         )
-    return torch.device("cuda", torch.cuda.current_device())
+    if index is not None and index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"engine.device: CUDA device {index} was asked for, but this process sees {torch.cuda.device_count()}; "
+            "give each tensor rank a GPU of its own"
+        )
+    return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 
 
 def _read_config(model_dir: Path) -> Any:
@@ -146,18 +186,30 @@ def _read_config(model_dir: Path) -> Any:
         ) from exc
 
 
-def _load_weights(model_dir: Path, dtype: torch.dtype, choices: list[str]) -> Any:
+def _load_weights(
+    model_dir: Path,
+    dtype: torch.dtype,
+    choices: list[str],
+    config: Any,
+    plan: Plan | None,
+    group: TensorGroup | None,
+) -> Any:
     """Load with the first kind of attention that the model has."""
     attention, *others = choices
+    kept = {"dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=dtype, attn_implementation=attention, local_files_only=True, output_loading_info=True
-        )
+        if group is not None and plan is not None:
+            model, report = _load_shard(model_dir, config, plan, group, kept)
+        else:
+            auto = transformers.AutoModelForCausalLM
+            model, report = auto.from_pretrained(model_dir, local_files_only=True, **kept)
+    except ConfigError:
+        raise
     except torch.OutOfMemoryError as exc:
         raise ConfigError(f"model: the weights of {model_dir} do not fit the memory of the device: {exc}") from exc
     except Exception as exc:  # the library raises whatever its parsers raise
         if others and "does not support an attention implementation" in str(exc):
-            return _load_weights(model_dir, dtype, others)
+            return _load_weights(model_dir, dtype, others, config, plan, group)
         raise ConfigError(f"model: the weights in {model_dir} cannot be loaded: {exc}") from exc
     # The library makes up random numbers for weights that are not there.
     for what in ("missing_keys", "mismatched_keys"):
@@ -168,6 +220,32 @@ def _load_weights(model_dir: Path, dtype: torch.dtype, choices: list[str]) -> An
                 f"{what.replace('_', ' ')}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
             )
     return model
+
+
+def _plan_shards(config: Any, model_dir: Path, group: TensorGroup) -> Plan:
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"parallel.tensor: the checkpoint in {model_dir} is quantized, which is not split over "
+            f"tensor={group.world_size} ranks; use a 16-bit checkpoint, or tensor: 1, or the trtllm engine"
+        )
+    try:
+        with torch.device("meta"):
+            whole = transformers.AutoModelForCausalLM.from_config(config)
+    except Exception as exc:  # the library raises whatever its models raise
+        raise ConfigError(f"model: {model_dir / 'config.json'} describes no model that can be made: {exc}") from exc
+    return make_plan(whole, config.get_text_config(), group.world_size)
+
+
+def _load_shard(
+    model_dir: Path, config: Any, plan: Plan, group: TensorGroup, kept: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Load what this rank has of each weight, and nothing else."""
+    shard = Shard(group.rank, group.world_size)
+    tensors = read_shard(model_dir, plan, shard)
+    loaded: tuple[Any, dict[str, Any]] = sharded_class(plan, shard).from_pretrained(
+        None, config=config, state_dict=tensors, **kept
+    )
+    return loaded
 
 
 def _choose_dtype(settings: TransformersSettings, config: Any, device: torch.device) -> torch.dtype:

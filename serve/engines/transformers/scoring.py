@@ -19,37 +19,73 @@ from serve.engines.transformers.sampling import token_logprobs
 _CHUNK_LOGITS = 1 << 24  # 64 MiB of float32
 
 
-class PromptScoring:
-    """A prompt that is being scored.
+class PromptForward:
+    """The forward pass over a prompt, chunk by chunk: what all ranks of a tensor-parallel group do for a score.
 
     Args:
         model: The model whose paged cache the batch uses; it is left as it is.
         prompt: (prompt_tokens,).
-        count: Likeliest tokens to name at each position.
-        max_num_tokens: Tokens of one chunk, at most.
+        chunk_tokens: Tokens of one chunk, at most.
     """
 
-    def __init__(self, model: Any, prompt: npt.NDArray[np.uint32], count: int, max_num_tokens: int) -> None:
+    def __init__(self, model: Any, prompt: npt.NDArray[np.uint32], chunk_tokens: int) -> None:
         self._model = model
         self._tokens = torch.from_numpy(prompt.astype(np.int64)).to(model.device)
-        self._count = count
-        self._chunk = max(1, min(max_num_tokens, _CHUNK_LOGITS // model.config.get_text_config().vocab_size))
+        self._chunk_tokens = chunk_tokens
         self._done = 0
         self._cache: Any = DynamicCache(config=model.config)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every token but the last, which predicts none of the prompt, was computed."""
+        return self._done >= len(self._tokens) - 1
+
+    def advance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the next chunk of a pass that is not done.
+
+        Returns:
+            Logits, (tokens, vocab_size), float32; and the tokens that they should predict, (tokens,).
+        """
+        start, stop = self._done, min(self._done + self._chunk_tokens, len(self._tokens) - 1)
+        with _plain_attention(self._model):
+            output = self._model(
+                input_ids=self._tokens[start:stop].unsqueeze(0), past_key_values=self._cache, use_cache=True
+            )
+        self._done = stop
+        return output.logits[0].float(), self._tokens[start + 1 : stop + 1]
+
+    def close(self) -> None:
+        """Give up the pass."""
+
+
+class PromptScoring:
+    """A prompt that is being scored.
+
+    Args:
+        forward: Its forward pass.
+        count: Likeliest tokens to name at each position.
+    """
+
+    def __init__(self, forward: PromptForward, count: int) -> None:
+        self._forward = forward
+        self._count = count
         self._entries: list[TokenLogprob | None] = [None]
 
     def advance(self) -> tuple[TokenLogprob | None, ...] | None:
         """Compute the next chunk; the result with the last one: an entry a token, None for the first."""
-        start, stop = self._done, min(self._done + self._chunk, len(self._tokens) - 1)
-        if start < stop:
-            with _plain_attention(self._model):
-                output = self._model(
-                    input_ids=self._tokens[start:stop].unsqueeze(0), past_key_values=self._cache, use_cache=True
-                )
-            targets = self._tokens[start + 1 : stop + 1]
-            self._entries += token_logprobs(output.logits[0].float(), targets, [self._count] * len(targets))
-            self._done = stop
-        return tuple(self._entries) if self._done == len(self._tokens) - 1 else None
+        if not self._forward.is_done:
+            logits, targets = self._forward.advance()
+            self._entries += token_logprobs(logits, targets, [self._count] * len(targets))
+        return tuple(self._entries) if self._forward.is_done else None
+
+    def close(self) -> None:
+        """Give it up."""
+        self._forward.close()
+
+
+def chunk_tokens(max_num_tokens: int, vocab_size: int) -> int:
+    """Return how many tokens of a prompt are scored at once: no more than a step has, nor than logits have room."""
+    return max(1, min(max_num_tokens, _CHUNK_LOGITS // vocab_size))
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
 from serve.engines.protocol import EngineStats
 from serve.engines.transformers.admission import may_begin
 from serve.engines.transformers.generation import Generation
-from serve.engines.transformers.library import Batcher, BatchOptions, Entry
+from serve.engines.transformers.library import Batcher, BatchOptions, Entry, MakeBatcher
 from serve.engines.transformers.loading import LoadedModel
 from serve.engines.transformers.sampling import Samples, sample
-from serve.engines.transformers.scoring import PromptScoring
+from serve.engines.transformers.scoring import PromptScoring, chunk_tokens
 from serve.engines.transformers.settings import TransformersSettings
 from serve.engines.transformers.stream import Delivery, Stream
 from serve.errors import Overloaded, RequestError
@@ -40,13 +40,20 @@ class StepLoop:
         loaded: The model.
         settings: Sizes and limits.
         kv_ledger: Told of every change of the cache, before the deltas of the step are out.
+        make_batcher: Makes the batcher: the class itself, or one that leads other ranks.
 
     Raises:
         ConfigError: The library does not support the model.
         MemoryError: The cache does not fit.
     """
 
-    def __init__(self, loaded: LoadedModel, settings: TransformersSettings, kv_ledger: KvLedger) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: TransformersSettings,
+        kv_ledger: KvLedger,
+        make_batcher: MakeBatcher = Batcher,
+    ) -> None:
         self._loaded = loaded
         self._settings = settings
         self._kv_ledger = kv_ledger
@@ -59,7 +66,7 @@ class StepLoop:
             context_tokens=loaded.context_tokens,
             prefix_sharing=settings.prefix_sharing,
         )
-        self._batcher = Batcher(loaded.model, options, self._choose, self._note_match)
+        self._batcher = make_batcher(loaded.model, options, self._choose, self._note_match)
         self._scoring: deque[tuple[Generation, PromptScoring]] = deque()
         self._waiting: deque[Generation] = deque()
         self._running: dict[str, Generation] = {}
@@ -105,8 +112,8 @@ class StepLoop:
             self._waiting.append(generation)
             return
         prompt = generation.request.prompt_array()
-        scoring = PromptScoring(loaded.model, prompt, sampling.prompt_logprobs, loaded.max_num_tokens)
-        self._scoring.append((generation, scoring))
+        forward = self._batcher.begin_scoring(prompt, chunk_tokens(loaded.max_num_tokens, loaded.vocab_size))
+        self._scoring.append((generation, PromptScoring(forward, sampling.prompt_logprobs)))
 
     def cancel(self, name: str) -> None:
         """Forget a request, wherever it is; its blocks are free after the next `tick`."""
@@ -115,6 +122,9 @@ class StepLoop:
             self._batcher.cancel(name)
             return
         self._waiting = deque(g for g in self._waiting if g.name != name)
+        for generation, scoring in self._scoring:
+            if generation.name == name:
+                scoring.close()
         self._scoring = deque((g, s) for g, s in self._scoring if g.name != name)
 
     def tick(self) -> list[Delivery]:
@@ -167,7 +177,7 @@ class StepLoop:
             self.accept(Generation(request.request_id, request, Stream(), time.monotonic()))
         while self.is_busy:
             self.tick()
-        self._batcher.ledger.forget_cached()
+        self._batcher.forget_cached()
         self._kv_ledger.record(self._batcher.events.drain(self._batcher.ledger.shared.changes))
         self._totals = _Totals()
         self._last_begin_s, self._begin_interval_s = None, 0.0
@@ -180,6 +190,8 @@ class StepLoop:
         try:
             generation.prompt_logprobs = scoring.advance()
         except (torch.OutOfMemoryError, MemoryError) as exc:
+            if not self._batcher.survives_failed_steps:
+                raise
             _log.error("scoring a prompt of %d tokens ran out of memory: %s", generation.request.prompt_tokens, exc)
             self._scoring.popleft()
             deliveries.append((generation.stream, out_of_memory()))
@@ -294,7 +306,7 @@ class StepLoop:
     def _drop_step(self, exc: Exception, deliveries: list[Delivery]) -> None:
         """Give up the sequences of a step that ran out of memory, and go on with the others."""
         self._oom_steps += 1
-        if self._oom_steps >= _MAX_OOM_STEPS:
+        if self._oom_steps >= _MAX_OOM_STEPS or not self._batcher.survives_failed_steps:
             raise exc
         self._step = None
         names = self._batcher.drop_step()

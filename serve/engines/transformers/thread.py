@@ -16,10 +16,13 @@ import transformers
 from serve.core.kv_events import KvLedger
 from serve.engines.protocol import EngineInfo, EngineStats
 from serve.engines.transformers.generation import Generation
+from serve.engines.transformers.library import Batcher, MakeBatcher
 from serve.engines.transformers.loading import LoadedModel, load_model
+from serve.engines.transformers.rendezvous import TensorRank
 from serve.engines.transformers.settings import TransformersSettings
 from serve.engines.transformers.step_loop import StepLoop, out_of_memory
 from serve.engines.transformers.stream import deliver
+from serve.engines.transformers.team import Team
 from serve.errors import ConfigError, EngineDead, RayTRTError
 
 _log = logging.getLogger(__name__)
@@ -45,7 +48,8 @@ class EngineThread:
         model_dir: Checkpoint.
         settings: Of the engine.
         kv_ledger: Told of every change of the cache.
-        on_death: Called on the event loop, once, if the thread cannot go on.
+        on_death: Called on the event loop, at least once, if the thread cannot go on.
+        tensor_rank: Who this is in a tensor-parallel group: its rank 0.
     """
 
     def __init__(
@@ -54,11 +58,15 @@ class EngineThread:
         settings: TransformersSettings,
         kv_ledger: KvLedger,
         on_death: Callable[[EngineDead], None],
+        tensor_rank: TensorRank | None = None,
     ) -> None:
         self._model_dir = model_dir
         self._settings = settings
         self._kv_ledger = kv_ledger
         self._on_death = on_death
+        self._tensor_rank = tensor_rank
+        self._team: Team | None = None
+        self._loss: RayTRTError | None = None
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[Started] = self._loop.create_future()
         self._ended = asyncio.Event()
@@ -92,6 +100,9 @@ class EngineThread:
             async with asyncio.timeout(timeout_s):
                 await self._ended.wait()
         except TimeoutError:
+            if self._team is not None:
+                self._team.abort()  # a rank hangs, and with it whatever is computed together
+                self._team.dismiss("rank 0 was stopped in the middle of a step")
             return False
         return True
 
@@ -132,10 +143,12 @@ class EngineThread:
         began_s = self._step_began_s
         return 0.0 if began_s is None else time.monotonic() - began_s
 
-    def _ask_to_end(self) -> None:
+    def _ask_to_end(self, reason: str | None = None) -> None:
         with self._condition:
             self._stopping = True
             self._condition.notify()
+        if self._team is not None and self.steps is None:
+            self._team.dismiss(reason)  # the thread may be waiting for what they load
 
     def _end_with_interpreter(self) -> None:
         """End an engine that nobody stopped: a thread inside PyTorch crashes an interpreter that is going away."""
@@ -149,6 +162,9 @@ class EngineThread:
         except Exception as exc:
             self._die(exc)
         finally:
+            if self._team is not None:
+                self._team.dismiss(None if self._loss is None else str(self._loss))
+                self._team.abort()
             self.steps = None
             gc.collect()  # the model and the library's parts refer to each other
             if torch.cuda.is_available():
@@ -160,7 +176,8 @@ class EngineThread:
         try:
             steps, started = self._load()
         except Exception as exc:
-            self._call(self._fail_start, exc if isinstance(exc, RayTRTError) else self._unsupported(exc))
+            self._loss = exc if isinstance(exc, RayTRTError) else self._unsupported(exc)
+            self._call(self._fail_start, self._loss)
             return
         self.steps = steps
         self._publish(steps)
@@ -174,16 +191,25 @@ class EngineThread:
                 self._call(deliver, deliveries)
 
     def _load(self) -> tuple[StepLoop, Started]:
-        loaded = load_model(self._model_dir, self._settings)
+        make_batcher: MakeBatcher = Batcher
+        if self._tensor_rank is None:
+            loaded = load_model(self._model_dir, self._settings)
+        else:
+            self._team = Team(self._tensor_rank, self._settings, self._lose, lambda: self._stopping)
+            loaded = self._team.load(self._model_dir, self._settings)
+            make_batcher = self._team.make_batcher
         if loaded.device.type == "cuda":
             torch.cuda.set_device(loaded.device)
-        steps = _make_steps(loaded, self._settings, self._kv_ledger)
+        steps = _make_steps(loaded, self._settings, self._kv_ledger, make_batcher)
         if self._settings.warm_up:
             began_s = time.monotonic()
             try:
                 steps.warm_up()
+            except RayTRTError:
+                raise
             except Exception as exc:
-                raise self._unsupported(exc) from exc
+                error = self._unsupported(exc)
+                raise (error if self._team is None else self._team.verdict(error)) from exc
             _log.info("warmed up in %.1f s", time.monotonic() - began_s)
         info = EngineInfo(
             engine=f"transformers {transformers.__version__}",
@@ -228,9 +254,19 @@ class EngineThread:
             self._in_hand = []
 
     def _die(self, exc: Exception) -> None:
-        _log.error("the engine died", exc_info=exc)
         # Without its traceback, whose frames would keep the model in memory for as long as anyone keeps the error.
-        self._call(self._on_death, EngineDead(f"the engine died: {exc!r}"))
+        own: RayTRTError = exc if isinstance(exc, RayTRTError) else EngineDead(f"the engine died: {exc!r}")
+        error = own if self._team is None else self._team.verdict(own)
+        _log.error("the engine died: %s", error, exc_info=exc if error is own else None)
+        self._loss = self._loss or error
+        self._call(self._on_death, EngineDead(str(error)))
+
+    def _lose(self, error: RayTRTError) -> None:
+        """Die since another rank did; on any thread, whatever this one is doing."""
+        self._loss = self._loss or error
+        self._call(self._fail_start, error)
+        self._call(self._on_death, EngineDead(str(error)))
+        self._ask_to_end(str(error))
 
     def _succeed_start(self, started: Started) -> None:
         if not self._started.done():
@@ -249,12 +285,14 @@ class EngineThread:
             _log.debug("the event loop is closed")
 
 
-def _make_steps(loaded: LoadedModel, settings: TransformersSettings, kv_ledger: KvLedger) -> StepLoop:
+def _make_steps(
+    loaded: LoadedModel, settings: TransformersSettings, kv_ledger: KvLedger, make_batcher: MakeBatcher
+) -> StepLoop:
     """Make the step loop with as large a cache as fits, if the settings leave its size open."""
     num_blocks = loaded.num_blocks
     while True:
         try:
-            return StepLoop(replace(loaded, num_blocks=num_blocks), settings, kv_ledger)
+            return StepLoop(replace(loaded, num_blocks=num_blocks), settings, kv_ledger, make_batcher)
         except (MemoryError, torch.OutOfMemoryError) as exc:
             smaller = num_blocks * 9 // 10
             if loaded.is_exact or smaller < 2:
@@ -264,3 +302,4 @@ def _make_steps(loaded: LoadedModel, settings: TransformersSettings, kv_ledger: 
                 ) from exc
             _log.info("a KV cache of %d blocks does not fit the memory; trying %d", num_blocks, smaller)
             num_blocks = smaller
+        gc.collect()  # of what was made before the memory was short; its parts refer to each other
