@@ -37,7 +37,7 @@ from serve.errors import EngineDead, Overloaded
 
 logger = logging.getLogger(__name__)
 
-MAX_UNSENT_BYTES = 64 * 2**20  # requests that the host has not read; it takes them in microseconds if it lives
+MAX_UNSENT_BYTES = 64 * 2**20  # a host that lives takes requests within microseconds
 MAX_KV_LAG = 1024
 
 
@@ -64,6 +64,8 @@ class RemoteEngine:
         on_death: Called once with the reason, unless `stop` was called before.
         connect_timeout_s: How long the server may take to accept.
         stop_timeout_s: How long `stop` waits for the engine; what it holds beyond that is freed with its process.
+        max_unsent_bytes: Of requests that the host has not read; beyond it they are refused.
+        max_kv_lag: Batches of KV events that a consumer may be behind before it gets a snapshot instead.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class RemoteEngine:
         on_death: Callable[[str], None] = _ignore,
         connect_timeout_s: float = 10.0,
         stop_timeout_s: float = 35.0,
+        max_unsent_bytes: int = MAX_UNSENT_BYTES,
+        max_kv_lag: int = MAX_KV_LAG,
     ) -> None:
         self._path = path
         self._secret = secret
@@ -82,11 +86,14 @@ class RemoteEngine:
         self._on_death = on_death
         self._connect_timeout_s = connect_timeout_s
         self._stop_timeout_s = stop_timeout_s
+        self._max_unsent_bytes = max_unsent_bytes
+        self._max_kv_lag = max_kv_lag
         self._link: FrameLink | None = None
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
         self._dead: str | None = None  # why, once it is
         self._commands: list[Command] = []
+        self._unsent_bytes = 0  # prompts among them
         self._streams: dict[int, _Stream] = {}
         self._feeds: dict[int, KvFeed] = {}
         self._numbers = 0
@@ -114,9 +121,6 @@ class RemoteEngine:
         except asyncio.CancelledError:
             link.abort("nobody waits for the engine any more")
             raise
-        except Exception as exc:
-            self._dead = self._dead or str(exc)
-            raise
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         """Stream a request's tokens, as the port says."""
@@ -139,7 +143,7 @@ class RemoteEngine:
 
     async def kv_events(self) -> AsyncGenerator[KvEventBatch, None]:
         """Stream the content of the KV cache, as the port says; raises EngineDead at the engine's end."""
-        feed = KvFeed(MAX_KV_LAG)
+        feed = KvFeed(self._max_kv_lag)
         try:
             while True:
                 self.check_health()
@@ -194,17 +198,18 @@ class RemoteEngine:
     def _compose(self) -> bytes | None:
         if not self._commands:
             return None
-        items, self._commands = tuple(self._commands), []
+        items, self._commands, self._unsent_bytes = tuple(self._commands), [], 0
         return pack(Commands(items))
 
     def _open(self, request: GenerateRequest) -> _Stream:
         self.check_health()
         assert self._link is not None, "only a started engine is healthy"
-        if self._link.unwritten_bytes > MAX_UNSENT_BYTES:
+        if self._link.unwritten_bytes + self._unsent_bytes > self._max_unsent_bytes:
             raise Overloaded("the engine's host does not take requests: it is busy, or hangs")
         stream = _Stream(self._next_number())
         self._streams[stream.number] = stream
         self._send(Generate(stream.number, request))
+        self._unsent_bytes += len(request.prompt)
         self._sent += 1
         return stream
 
@@ -259,8 +264,10 @@ class RemoteEngine:
                 if self._starting is not None and not self._starting.done():
                     self._starting.set_result(info)
             case Failed(error):
+                reason = error_from_wire(error)
+                self._dead = self._dead or str(reason)
                 if self._starting is not None and not self._starting.done():
-                    self._starting.set_exception(error_from_wire(error))
+                    self._starting.set_exception(reason)
             case Stopped():
                 if self._link is not None:
                     self._link.close()

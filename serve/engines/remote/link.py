@@ -11,7 +11,7 @@ from serve.core.framing import MAX_FRAME_BYTES, FrameReader
 
 logger = logging.getLogger(__name__)
 
-MAX_UNWRITTEN_BYTES = 4 * 2**20
+MAX_UNWRITTEN_BYTES = 2**20  # what more there is waits where it is merged
 
 
 class FrameLink(asyncio.Protocol):

@@ -72,6 +72,7 @@ class EngineHostLauncher:
         self._serving: Any = None
         self._engine: RemoteEngine | None = None
         self._process: RankProcess | None = None
+        self._is_ending = False
 
     @property
     def report(self) -> HostReport:
@@ -85,6 +86,9 @@ class EngineHostLauncher:
         directory = Path(tempfile.mkdtemp(prefix="raytrt-", dir=self._socket_root()))
         try:
             return await self._launch(observer, directory)
+        except Exception:
+            await self.end(0.0)
+            raise
         finally:
             shutil.rmtree(directory, ignore_errors=True)  # who is connected needs it no more
 
@@ -106,7 +110,7 @@ class EngineHostLauncher:
             directory / "engine",
             secret,
             on_beat=lambda: observer.rank_beat(HOST_RANK),
-            on_death=lambda reason: observer.rank_died(HOST_RANK, reason),
+            on_death=lambda reason: None if self._is_ending else observer.rank_died(HOST_RANK, reason),
         )
         self._serving = self._actor.serve.remote()
         await engine.start()
@@ -161,6 +165,7 @@ class EngineHostLauncher:
 
     async def end(self, grace_s: float) -> None:
         """End the host, and with it the engine; see the port."""
+        self._is_ending = True
         process = self._find_process()
         if self._engine is not None and process is not None and grace_s > 0:
             with suppress(TimeoutError):
