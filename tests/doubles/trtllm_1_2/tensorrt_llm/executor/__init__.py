@@ -1,0 +1,5 @@
+"""Executors."""
+
+from trtllm_double.errors import RequestError
+
+__all__ = ["RequestError"]

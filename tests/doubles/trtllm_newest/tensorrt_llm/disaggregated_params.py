@@ -1,0 +1,5 @@
+"""Home of DisaggregatedParams."""
+
+from trtllm_double.sampling_params import DisaggregatedParams
+
+__all__ = ["DisaggregatedParams"]

@@ -1,0 +1,5 @@
+"""Home of RequestError."""
+
+from trtllm_double.errors import RequestError
+
+__all__ = ["RequestError"]

@@ -1,0 +1,3 @@
+"""Version of TensorRT-LLM that this double imitates."""
+
+__version__ = "1.4.0rc1"
