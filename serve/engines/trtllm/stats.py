@@ -1,0 +1,127 @@
+"""PURE: iteration statistics of TensorRT-LLM and the adapter's own counts -> EngineStats.
+
+The library's records come late (up to 0.2 s, and only while steps are computed), and 1.2.x and the newest line differ
+in what they hold. The adapter's own counts are exact and there at once, but know nothing of KV blocks and of who is
+in the batch. So: what was submitted and what was told is counted here, what the library alone knows is taken from its
+last record while it is fresh.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serve.engines.protocol import EngineStats
+
+FRESH_S = 1.0
+
+
+@dataclass(frozen=True)
+class IterationRecord:
+    """One step, as the library tells it; None: it does not.
+
+    Attributes:
+        step_s: Its duration.
+        active: Requests the executor knows, waiting ones included.
+        queued: Requests that have no place yet.
+        used_blocks, total_blocks: KV blocks on the GPU; blocks kept for reuse alone count as free.
+    """
+
+    step_s: float = 0.0
+    active: int | None = None
+    queued: int | None = None
+    used_blocks: int | None = None
+    total_blocks: int | None = None
+
+
+@dataclass(frozen=True)
+class OwnCounts:
+    """What the adapter knows at once.
+
+    Attributes:
+        submitted: Requests in flight whose first token has not come.
+        streaming: Requests in flight whose first token has come.
+        queued_prefill_tokens: Prompt tokens of the former.
+        blocks_at_most: KV blocks that all of these can hold together, none shared.
+        prompt_tokens, cached_prompt_tokens, generated_tokens: Totals since the start.
+    """
+
+    submitted: int = 0
+    streaming: int = 0
+    queued_prefill_tokens: int = 0
+    blocks_at_most: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+def read_record(record: Mapping[str, Any]) -> IterationRecord:
+    """Read one record; whatever is missing or of another type is left out."""
+    kv = record.get("kvCacheStats")
+    kv = kv if isinstance(kv, Mapping) else {}
+    return IterationRecord(
+        step_s=max(0.0, (_number(record, "iterLatencyMS") or 0.0) / 1000),
+        active=_count(record, "numActiveRequests"),
+        queued=_count(record, "numQueuedRequests"),
+        used_blocks=_count(kv, "usedNumBlocks"),
+        total_blocks=_count(kv, "maxNumBlocks"),
+    )
+
+
+def waiting_of(own: OwnCounts, record: IterationRecord | None, max_batch_size: int) -> int:
+    """Return how many requests wait for a place: those that exceed the batch, or more if the library says so.
+
+    Args:
+        own: The adapter's counts.
+        record: The last one, if it is fresh.
+        max_batch_size: Sequences that are computed together, at most.
+    """
+    beyond_batch = max(0, own.submitted + own.streaming - max_batch_size)
+    told = record.queued if record is not None and record.queued is not None else 0
+    return max(beyond_batch, min(own.submitted, told))
+
+
+def engine_stats(
+    own: OwnCounts, record: IterationRecord | None, *, max_batch_size: int, total_blocks: int, reusable_blocks: int
+) -> EngineStats:
+    """Put both together.
+
+    Args:
+        own: The adapter's counts.
+        record: The last one, if it is fresh.
+        max_batch_size: Sequences that are computed together, at most.
+        total_blocks: KV blocks on the GPU.
+        reusable_blocks: Those of them with content that the KV events have told of; of running sequences too.
+    """
+    waiting = waiting_of(own, record, max_batch_size)
+    used = own.blocks_at_most
+    if record is not None and record.used_blocks is not None and own.streaming:
+        used = min(used, max(record.used_blocks, own.streaming))
+    used = min(used, total_blocks)
+    return EngineStats(
+        running=own.submitted + own.streaming - waiting,
+        waiting=waiting,
+        used_blocks=used,
+        cached_blocks=max(0, min(reusable_blocks, total_blocks - used)),
+        total_blocks=total_blocks,
+        queued_prefill_tokens=own.queued_prefill_tokens,
+        step_s=record.step_s if record is not None else 0.0,
+        prompt_tokens=own.prompt_tokens,
+        cached_prompt_tokens=own.cached_prompt_tokens,
+        generated_tokens=own.generated_tokens,
+    )
+
+
+def retry_after_s(record: IterationRecord | None, waiting: int, max_batch_size: int) -> float:
+    """Estimate when a place is free again: a guess of a hundred steps a sequence, shared by the batch."""
+    step_s = record.step_s if record is not None and record.step_s else 0.02
+    return min(30.0, max(0.5, 100 * step_s * max(1.0, waiting / max_batch_size)))
+
+
+def _number(record: Mapping[str, Any], name: str) -> float | None:
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _count(record: Mapping[str, Any], name: str) -> int | None:
+    value = _number(record, name)
+    return None if value is None or not 0 <= value < 1 << 62 else int(value)
