@@ -1,7 +1,10 @@
 """Orchestration: who starts the ranks of a TensorRT-LLM engine, as the adapter needs to know it. No Ray here."""
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from serve.core.parallel import ParallelLayout
@@ -12,16 +15,24 @@ OrchestratorKind = Literal["in_process", "mpi", "ray"]
 
 # What a launcher (mpirun, srun, a Slurm step around `ray start`) leaves in the environment of all that it starts: MPI
 # would believe to be one of its ranks. UCX_ and KMP_ are tuning, not marks of a launch, and stay.
-LAUNCH_PREFIXES = ("MPI_", "OMPI_", "PMIX_", "PMI_", "SLURM_", "I_MPI_", "HYDRA_", "MPICH_", "MV2_", "CRAY_")
+LAUNCH_PREFIXES = ("MPI_", "OMPI_", "PRTE_", "PMIX_", "PMI_", "SLURM_", "I_MPI_", "HYDRA_", "MPICH_", "MV2_", "CRAY_")
 _LAUNCH_NAMES = ("tllm_mpi_size",)
 # Images tune Open MPI by OMPI_MCA_<framework>_...; these frameworks are the runtime's own, set by a launcher only.
 _TUNING_PREFIX = "OMPI_MCA_"
 _LAUNCHED_FRAMEWORKS = ("ess", "orte", "prte", "pmix", "plm", "ras", "rmaps", "odls", "initial_wdir")
+# For Open MPI 4 and 5, whose daemon is PRRTE. Containers run as root; GPUs, not cores, limit the ranks of a node, and a
+# rank is more than one busy thread, so that it must not be bound to one core.
+# Not MPI4PY_MPIABI, which others set: with it, mpi4py does not look where the wheels of Open MPI have the library.
 _OPEN_MPI = {
     "OMPI_MCA_coll_ucc_enable": "0",
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "MPI4PY_MPIABI": "openmpi",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "PRTE_ALLOW_RUN_AS_ROOT": "1",
+    "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
 }
 # Each of these, left over from another engine or launcher, changes which executor TensorRT-LLM makes, or where.
 _OTHER_MODES = (
@@ -125,6 +136,10 @@ def engine_environ(
             changes["RAY_LOCAL_WORLD_SIZE"] = str(needed)
         return changes
     changes |= _OPEN_MPI
+    folder = str(Path(sys.executable).parent)
+    if folder not in (path := inherited.get("PATH", folder)).split(os.pathsep):
+        # Open MPI's daemon is started by name; a virtual environment need not be active for its Python to run.
+        changes["PATH"] = f"{folder}{os.pathsep}{path}"
     if kind == "in_process":
         changes["TLLM_WORKER_USE_SINGLE_PROCESS"] = "1"
     return changes

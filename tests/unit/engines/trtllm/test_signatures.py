@@ -38,11 +38,12 @@ class LLM:
 @pytest.fixture(autouse=True)
 def library(monkeypatch: pytest.MonkeyPatch) -> None:
     """A package with the classes above where TensorRT-LLM has its own."""
-    for name, content in {
+    classes: dict[str, dict[str, object]] = {
         "tensorrt_llm": {"LLM": LLM},
         "tensorrt_llm.llmapi": {"KvCacheConfig": Inner},
         "tensorrt_llm.llmapi.llm_args": {"TorchLlmArgs": TorchLlmArgs},
-    }.items():
+    }
+    for name, content in classes.items():
         module = ModuleType(name)
         for key, value in content.items():
             setattr(module, key, value)
