@@ -143,12 +143,17 @@ class EngineThread:
         began_s = self._step_began_s
         return 0.0 if began_s is None else time.monotonic() - began_s
 
-    def _ask_to_end(self, reason: str | None = None) -> None:
+    @property
+    def _reason(self) -> str | None:
+        """Why the other ranks have to end; None if all is as it should be."""
+        return None if self._loss is None else str(self._loss)
+
+    def _ask_to_end(self) -> None:
         with self._condition:
             self._stopping = True
             self._condition.notify()
         if self._team is not None and self.steps is None:
-            self._team.dismiss(reason)  # the thread may be waiting for what they load
+            self._team.dismiss(self._reason)  # the thread may be waiting for what they load
 
     def _end_with_interpreter(self) -> None:
         """End an engine that nobody stopped: a thread inside PyTorch crashes an interpreter that is going away."""
@@ -163,7 +168,7 @@ class EngineThread:
             self._die(exc)
         finally:
             if self._team is not None:
-                self._team.dismiss(None if self._loss is None else str(self._loss))
+                self._team.dismiss(self._reason)
                 self._team.abort()
             self.steps = None
             gc.collect()  # the model and the library's parts refer to each other
@@ -266,7 +271,7 @@ class EngineThread:
         self._loss = self._loss or error
         self._call(self._fail_start, error)
         self._call(self._on_death, EngineDead(str(error)))
-        self._ask_to_end(str(error))
+        self._ask_to_end()
 
     def _succeed_start(self, started: Started) -> None:
         if not self._started.done():
