@@ -9,7 +9,8 @@ from typing import Any
 
 from serve.engines.trtllm.arguments import EnginePlan
 from serve.engines.trtllm.call import make
-from serve.engines.trtllm.line import PACKAGE
+from serve.engines.trtllm.line import PACKAGE, Line
+from serve.engines.trtllm.ray_import import mend_ray_import
 from serve.engines.trtllm.signature_data import check_names
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ def construct(plan: EnginePlan) -> Any:
     if PACKAGE in sys.modules and any(os.environ.get(name) != value for name, value in plan.environ.items()):
         logger.warning("TensorRT-LLM was imported before its environment was set; some variables may come too late.")
     apply_environ(plan.environ)
+    if "ray_placement_config" in plan.call.keywords and plan.line is Line.V1_2:
+        mend_ray_import()
     check_names(plan.call, plan.line, installed=True)
     return make(plan.call)
 
