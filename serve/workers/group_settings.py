@@ -46,7 +46,7 @@ class GroupSettings(StrictModel):
         default=512 * 2**20, description="Memory that may be in use beyond what was before the start."
     )
     lease_s: PositiveFloat = Field(
-        default=15.0,
+        default=60.0,
         description="A rank that does not hear from its replica for longer ends with all it started, "
         "in case both died, or their nodes lost each other.",
     )
