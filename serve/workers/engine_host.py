@@ -1,9 +1,10 @@
 """EngineHost: the actor that holds an engine for its replica, in another Python environment.
 
-That environment has Ray's core and what the engine needs, but not Ray Serve: of ours nothing may be imported here but
-`serve.core`, `serve.engines` and `serve.errors`.
+That environment has Ray's core and what the engine needs, but not Ray Serve: of ours nothing is imported here but
+`serve.core`, `serve.engines`, `serve.errors`, `serve.logs` and modules of this package that need nothing else.
 """
 
+import asyncio
 import os
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from serve.engines.protocol import Engine
 from serve.engines.remote.server import EngineServer
 from serve.engines.trtllm.orchestration import Orchestration, OrchestratorKind, engine_environ
 from serve.logs import configure_logging
+from serve.workers.gpu_memory import used_gpu_memory
+from serve.workers.launchers.port import RankProcess
 
 _REPORTED = ("fastapi", "numpy", "ray", "raytrt", "tensorrt_llm", "torch", "transformers")
 
@@ -51,7 +54,7 @@ class HostOrder:
         return make_engine(self.engine, self.model_dir, self.layout, self._orchestration(self.layout))
 
     def _orchestration(self, layout: ParallelLayout) -> Orchestration:
-        environ = engine_environ(self.orchestrator, layout, os.environ, _visible_gpus())
+        environ = engine_environ(self.orchestrator, layout, os.environ, len(_gpu_ids()))
         if self.orchestrator != "ray":
             return Orchestration(self.orchestrator, environ=environ)
         group = ray.util.get_current_placement_group()
@@ -63,16 +66,12 @@ class HostReport:
     """What an engine host says of itself once it listens.
 
     Attributes:
-        node_id: Of its Ray node.
-        pid: On that node.
-        created_s: When its process was created, as `psutil` has it.
+        process: Its process, which is rank 0 to the group.
         python: Its interpreter.
         libraries: Versions of what is installed there.
     """
 
-    node_id: str
-    pid: int
-    created_s: float
+    process: RankProcess
     python: str
     libraries: dict[str, str]
 
@@ -99,8 +98,12 @@ class EngineHost:
         self._server = EngineServer(order.make_engine(), order.path, order.secret)
         await self._server.listen()
         process = psutil.Process()
+        gpus = _gpu_ids()
+        used = await asyncio.to_thread(used_gpu_memory) if gpus else {}
+        memory = {gpu: used[gpu] for gpu in gpus if gpu in used}
+        node_id = ray.get_runtime_context().get_node_id()
         return HostReport(
-            ray.get_runtime_context().get_node_id(), process.pid, process.create_time(), sys.executable, _libraries()
+            RankProcess(0, node_id, process.pid, process.create_time(), memory), sys.executable, _libraries()
         )
 
     async def serve(self) -> None:
@@ -120,7 +123,7 @@ def _libraries() -> dict[str, str]:
     return found
 
 
-def _visible_gpus() -> int:
-    """Count the GPUs that Ray gave to this actor."""
+def _gpu_ids() -> list[str]:
+    """Return the GPUs that Ray gave to this actor."""
     ids: dict[str, list[Any]] = ray.get_runtime_context().get_accelerator_ids()
-    return len(ids.get("GPU", []))
+    return [str(gpu) for gpu in ids.get("GPU", [])]

@@ -1,77 +1,60 @@
-"""A stand-in for a Serve replica: an actor that owns a placement group and launches an engine host in it."""
+"""EnvReplica: an actor in the gateway's environment that does what a replica does with an engine's own environment."""
 
 import asyncio
+import contextlib
 import os
 from contextlib import aclosing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from serve.core.parallel import ParallelLayout
+from serve.core.placement import PlacementPlan
 from serve.core.request import GenerateRequest
 from serve.engines.factory import AnyEngineSettings
-from serve.engines.protocol import Engine, EngineStats
+from serve.engines.protocol import EngineStats
 from serve.errors import EngineDead
+from serve.logs import configure_logging
 from serve.workers.engine_env import EngineEnv
+from serve.workers.engine_host import HostReport
+from serve.workers.group import WorkerGroup
+from serve.workers.group_settings import GroupSettings
 from serve.workers.launchers.engine_host import EngineHostLauncher
-from serve.workers.launchers.port import RankProcess
+from serve.workers.nodes import RayNodes
+
+LIBRARIES = ("fastapi", "starlette", "numpy", "transformers", "torch", "ray", "raytrt")
 
 
-class Observer:
-    """Writes down what it is told."""
+class EnvReplica:
+    """Owns one group, whose engine is in `env`."""
 
-    def __init__(self) -> None:
-        self.started: list[RankProcess] = []
-        self.beats = 0
-        self.died: list[str] = []
+    def __init__(self, plan: PlacementPlan, env: EngineEnv, engine: AnyEngineSettings, model_dir: str) -> None:
+        configure_logging()
+        settings, nodes = GroupSettings(), RayNodes()
+        self._launcher = EngineHostLauncher(plan, env, engine, Path(model_dir), settings, nodes=nodes)
+        self._group = WorkerGroup(self._launcher, settings, nodes=nodes)
 
-    def rank_started(self, process: RankProcess) -> None:
-        self.started.append(process)
-
-    def rank_beat(self, rank: int) -> None:
-        self.beats += 1
-
-    def rank_died(self, rank: int, reason: str) -> None:
-        self.died.append(reason)
-
-
-class Replica:
-    """Launches once. Everything in its environment is that of the gateway."""
-
-    def __init__(self, env: EngineEnv, engine: AnyEngineSettings, model_dir: str, resources: dict[str, float]) -> None:
-        self._observer = Observer()
-        self._launcher = EngineHostLauncher(
-            env,
-            engine,
-            Path(model_dir),
-            ParallelLayout(),
-            resources,
-            bundle_index=1,
-            environ={"RAYTRT_TEST_MARK": str(os.getpid())},
-        )
-        self._engine: Engine | None = None
-
-    async def launch(self) -> str:
-        """Start the engine; returns what it says of itself."""
-        self._engine = await self._launcher.launch(self._observer)
-        return self._engine.info.engine
-
-    def libraries(self) -> dict[str, str]:
-        """Return the versions on this side."""
-        return {name: version(name) for name in ("fastapi", "starlette", "numpy", "transformers", "ray", "raytrt")}
-
-    def report(self) -> Any:
-        """Return what the host said of itself."""
+    async def start(self) -> HostReport:
+        """Start the engine; returns what its host says of itself."""
+        await self._group.start()
         return self._launcher.report
 
-    def host(self) -> Any:
+    async def describe(self) -> dict[str, Any]:
+        """Return what this side is, and the engine."""
+        return {
+            "pid": os.getpid(),
+            "group": self._group.id,
+            "libraries": {name: version(name) for name in LIBRARIES},
+            "engine": self._group.info.engine,
+            "state": self._group.state.value,
+        }
+
+    async def host(self) -> Any:
         """Return the host's actor handle."""
         return self._launcher._actor
 
     async def generate(self, request: GenerateRequest) -> list[int]:
         """Run one sequence; returns its tokens."""
-        assert self._engine is not None
-        async with aclosing(self._engine.generate(request)) as deltas:
+        async with aclosing(self._group.generate(request)) as deltas:
             return [token async for delta in deltas for token in delta.token_ids]
 
     async def generate_until_death(self, request: GenerateRequest) -> str:
@@ -82,19 +65,25 @@ class Replica:
             return str(exc)
         return "it ended by itself"
 
-    async def beats(self, count: int) -> None:
-        """Wait for so many more beats of the host."""
-        wanted = self._observer.beats + count
-        while self._observer.beats < wanted:  # noqa: ASYNC110  # the observer signals nothing
-            await asyncio.sleep(0.05)
+    async def cached_blocks(self) -> int:
+        """Read the KV events until they are where the engine is; returns how many blocks are cached."""
+        async with aclosing(self._group.kv_events()) as batches:
+            snapshot = await anext(batches)
+        event = snapshot.events[0]
+        return len(event.block_hashes)
 
-    def stats(self) -> EngineStats:
-        assert self._engine is not None
-        return self._engine.stats()
+    async def stats(self) -> EngineStats:
+        return self._group.stats()
 
-    def deaths(self) -> list[str]:
-        """Return what the observer was told of lost ranks."""
-        return self._observer.died
+    async def wait_until_stopped(self) -> str:
+        """Wait until a group that failed is cleaned up; returns why it failed."""
+        await self._group.wait_until_stopped()
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                self._group.check_health()
+            except EngineDead as exc:
+                return str(exc)
+        return "it is healthy"
 
-    async def end(self, grace_s: float) -> None:
-        await self._launcher.end(grace_s)
+    async def stop(self) -> None:
+        await self._group.stop()

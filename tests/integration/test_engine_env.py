@@ -1,0 +1,198 @@
+"""An engine in a Python environment of its own, with the versions that TensorRT-LLM 1.2.1 pins; its replica is in ours.
+
+Two real virtual environments on one Ray cluster. The engine's is made by tools/make_engine_env.py, if it is not there.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from serve.core.parallel import ParallelLayout
+from serve.core.placement import actor_options, plan_placement
+from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
+from serve.engines.factory import AnyEngineSettings
+from serve.engines.simulated.faults import Fault
+from serve.engines.simulated.settings import FixedLatencySettings, SimulatedSettings
+from serve.engines.transformers.settings import TransformersSettings
+from serve.errors import ConfigError, EngineDead
+from serve.workers.engine_env import EngineEnv
+from serve.workers.processes import marked_processes
+from tests.integration.engine_env_replica import EnvReplica
+from tools.make_engine_env import make_engine_env
+
+PLAN = plan_placement(
+    ParallelLayout(), "in_process", replica={"CPU": 0.1}, rank={"CPU": 0.1, "GPU": 1.0}, own_environment=True
+)
+ENGINE = SimulatedSettings(vocab_size=1000, latency=FixedLatencySettings(decode_step_s=0.002))
+PINNED = {"fastapi": "0.121.3", "transformers": "4.57.3", "numpy": "1.26.4"}
+WAIT_S = 60.0
+
+
+@pytest.fixture(scope="session")
+def engine_python() -> str:
+    """The other environment's interpreter."""
+    return str(make_engine_env())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray node that pretends to have GPUs."""
+    ray.init(
+        "local",  # never a cluster that happens to run here
+        num_cpus=2,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def make_replica(cluster: None) -> Iterator[Callable[..., Any]]:
+    """Makes a replica in a placement group of its own."""
+    made: list[tuple[Any, Any]] = []
+
+    def make(env: EngineEnv, engine: AnyEngineSettings = ENGINE, model_dir: str = "/") -> Any:
+        bundles = [dict(bundle) for bundle in PLAN.bundles]
+        group = ray.util.placement_group(bundles, strategy=PLAN.strategy)
+        options = {
+            **actor_options(PLAN.replica),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0),
+        }
+        replica = ray.remote(EnvReplica).options(**options).remote(PLAN, env, engine, model_dir)
+        made.append((replica, group))
+        return replica
+
+    yield make
+    for replica, group in made:
+        ray.kill(replica)
+        ray.util.remove_placement_group(group)
+
+
+def get(reference: Any) -> Any:
+    """Wait for a result; an error of ours is raised as itself."""
+    try:
+        return ray.get(reference, timeout=WAIT_S)
+    except ray.exceptions.RayTaskError as exc:
+        raise exc.cause from None
+
+
+def request(name: str, max_tokens: int, prompt: int = 40) -> GenerateRequest:
+    return GenerateRequest(
+        name, "m", pack_tokens(range(prompt)), SamplingParams(temperature=0.0, max_tokens=max_tokens)
+    )
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, what
+        time.sleep(0.02)
+
+
+def processes_of(group: str) -> dict[int, Any]:
+    return dict(marked_processes(lambda mark: mark.group == group))
+
+
+def test_both_environments_serve_as_one(make_replica: Callable[..., Any], engine_python: str) -> None:
+    replica = make_replica(EngineEnv(py_executable=engine_python, env_vars={"RAYTRT_TEST": "yes"}))
+    report = get(replica.start.remote())
+    ours = get(replica.describe.remote())
+
+    assert report.python == engine_python
+    assert {name: report.libraries[name] for name in PINNED} == PINNED
+    assert ours["libraries"]["fastapi"] == version("fastapi") != PINNED["fastapi"]
+    assert ours["libraries"]["transformers"] == version("transformers") != PINNED["transformers"]
+    assert ours["libraries"]["numpy"] == version("numpy") != PINNED["numpy"]
+    assert report.libraries["ray"] == ours["libraries"]["ray"]
+    assert report.libraries["raytrt"] == ours["libraries"]["raytrt"]
+    assert report.process.pid != ours["pid"]
+
+    tokens = get(replica.generate.remote(request("a", 70)))
+    assert len(tokens) == 70
+    assert get(replica.generate.remote(request("b", 70))) == tokens
+    assert get(replica.cached_blocks.remote()) > 0
+    assert get(replica.stats.remote()).generated_tokens == 140
+
+    def look_around(_: object) -> tuple[list[str], dict[str, str]]:  # pickled by value: there is no pytest over there
+        return sorted(sys.modules), dict(os.environ)
+
+    host = get(replica.host.remote())
+    modules, variables = get(host.__ray_call__.remote(look_around))
+    needless = {name for name in modules if name.partition(".")[0] in ("fastapi", "uvicorn", "transformers", "torch")}
+    assert not needless
+    assert not [name for name in modules if name.startswith("ray.serve")]
+    assert variables["RAYTRT_TEST"] == "yes"
+    assert len(variables["CUDA_VISIBLE_DEVICES"].split(",")) == 1
+
+    assert processes_of(ours["group"])
+    get(replica.stop.remote())
+    assert not processes_of(ours["group"])
+
+
+def test_a_host_that_is_killed_fails_the_group_at_once(make_replica: Callable[..., Any], engine_python: str) -> None:
+    replica = make_replica(EngineEnv(py_executable=engine_python))
+    report = get(replica.start.remote())
+    group = get(replica.describe.remote())["group"]
+    streams = [replica.generate_until_death.remote(request(str(i), 4000)) for i in range(8)]
+    until(lambda: get(replica.stats.remote()).running == 8, "running")
+    os.kill(report.process.pid, signal.SIGKILL)
+    reasons = {get(stream) for stream in streams}
+    assert "it ended by itself" not in reasons
+    assert "healthy" not in get(replica.wait_until_stopped.remote())
+    assert not processes_of(group)
+
+
+def test_a_replica_that_is_killed_takes_its_host_along(make_replica: Callable[..., Any], engine_python: str) -> None:
+    replica = make_replica(EngineEnv(py_executable=engine_python))
+    get(replica.start.remote())
+    ours = get(replica.describe.remote())
+    assert processes_of(ours["group"])
+    os.kill(ours["pid"], signal.SIGKILL)
+    until(lambda: not processes_of(ours["group"]), "the host is still there")
+
+
+def test_an_error_of_the_start_comes_through_and_leaves_nothing(
+    make_replica: Callable[..., Any], engine_python: str, tmp_path: Path
+) -> None:
+    env = EngineEnv(py_executable=engine_python)
+    dying = make_replica(env, ENGINE.model_copy(update={"faults": (Fault(kind="fail_start"),)}))
+    with pytest.raises(EngineDead, match="does not start"):
+        get(dying.start.remote())
+    # The transformers engine needs a newer library than that environment has.
+    wrong = make_replica(env, TransformersSettings(), str(tmp_path))
+    with pytest.raises(ConfigError):
+        get(wrong.start.remote())
+
+
+def test_an_environment_that_cannot_join_is_refused_before_anything_starts(
+    make_replica: Callable[..., Any], tmp_path: Path
+) -> None:
+    other = tmp_path / "python"
+    other.write_text(
+        """#!/bin/sh
+echo 'raytrt-probe {"python": "3.9.1", "executable": "/other/python", "libraries": {"ray": "2.54.1"}}'
+"""
+    )
+    other.chmod(0o700)
+    replica = make_replica(EngineEnv(py_executable=str(other)))
+    with pytest.raises(ConfigError, match=r"has Python 3\.9\.1 and Ray 2\.54\.1, but its replica") as raised:
+        get(replica.start.remote())
+    assert f"ray=={version('ray')}" in str(raised.value)
+    assert get(replica.host.remote()) is None
+    with contextlib.suppress(EngineDead):
+        get(replica.stop.remote())
