@@ -24,7 +24,7 @@ import numpy.typing as npt
 from serve.core.blocks import ROOT, chain_seed
 from serve.engines.trtllm.block_key import block_key, salt_id_of
 
-LINGER_S = 60.0  # how long after its end a request's blocks may still be told of; events are read many times a second
+LINGER_S = 10.0  # how long after its end a request's blocks may still be told of; events are read many times a second
 _MAX_ENDED = 1 << 16
 _MAX_CHECKS = 64  # chains whose hash is compared although no salt is in use, to learn whether `block_key` is right
 _PRIVATE = "raytrt-private-"
