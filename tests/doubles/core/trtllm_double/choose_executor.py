@@ -15,4 +15,11 @@ def make_executor(args: Any, spec: EngineSpec, mpi_session: Any) -> Executor:
     in_process = os.environ.get("TLLM_WORKER_USE_SINGLE_PROCESS") == "1" or args.gather_generation_logits
     if spec.world_size == 1 and in_process and args.orchestrator_type is None:
         return InProcessExecutor(spec)
-    raise NotModelled("only one rank in this process so far")
+    if args.orchestrator_type == "ray":
+        from trtllm_double.ray_executor import start_now  # imports ray
+
+        return start_now(args, spec)
+    from trtllm_double.proxy import ProxyExecutor
+    from trtllm_double.spawners import choose_spawner
+
+    return ProxyExecutor(spec, choose_spawner(spec.world_size, mpi_session))

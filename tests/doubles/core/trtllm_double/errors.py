@@ -7,3 +7,7 @@ class RequestError(RuntimeError):
 
 class EngineDeadError(RuntimeError):
     """The engine is lost (newest line only; not a RequestError)."""
+
+
+RequestError.__module__ = "tensorrt_llm.executor.utils"  # their names in messages and tracebacks
+EngineDeadError.__module__ = "tensorrt_llm.executor"

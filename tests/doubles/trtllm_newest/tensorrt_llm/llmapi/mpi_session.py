@@ -1,0 +1,5 @@
+"""MPI sessions."""
+
+from trtllm_double.spawners import MpiPoolSession
+
+__all__ = ["MpiPoolSession"]
