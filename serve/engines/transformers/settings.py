@@ -8,7 +8,7 @@ from serve.core.strict_model import StrictModel
 
 
 class TransformersSettings(StrictModel):
-    """Hugging Face continuous batching on a CPU or one GPU."""
+    """Hugging Face continuous batching on a CPU or one GPU, or on as many as `parallel.tensor` says: then, on each."""
 
     kind: Literal["transformers"] = "transformers"
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -36,7 +36,9 @@ class TransformersSettings(StrictModel):
         description="Size of the KV cache in tokens, rounded down to whole blocks. Default: what "
         "`kv_cache_fraction` yields, on a CPU at most 32,768 tokens or one full context, whichever is more.",
     )
-    kv_cache_bytes: PositiveInt | None = Field(default=None, description="The same in bytes; excludes kv_cache_tokens.")
+    kv_cache_bytes: PositiveInt | None = Field(
+        default=None, description="The same in bytes, of each tensor rank; excludes kv_cache_tokens."
+    )
     kv_cache_fraction: float = Field(
         default=0.85,
         gt=0,

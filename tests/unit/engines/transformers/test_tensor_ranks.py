@@ -13,7 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch ex
 from serve.core.framing import frame
 from serve.engines.transformers.followers import MEETING_KEY, Followers, meet
 from serve.engines.transformers.leader_link import LeaderLink, follow
-from serve.engines.transformers.messages import CacheMade, Cancel, Failed, Joined, Loaded, Sampled, Step, Stop
+from serve.engines.transformers.messages import CacheMade, Cancel, Failed, Joined, Loaded, Order, Sampled, Step, Stop
 from serve.engines.transformers.rendezvous import TensorRank, open_store, own_address, visit_store
 from serve.errors import ConfigError, EngineDead, RayTRTError
 
@@ -61,8 +61,13 @@ def end(followers: Followers, links: list[LeaderLink]) -> None:
 
 def test_orders_reach_every_rank_in_order_and_answers_come_by_rank(rank: TensorRank, pool: ThreadPoolExecutor) -> None:
     followers, links = met(replace(rank, world_size=3), pool, losses := Losses())
-    orders = [Cancel("a"), Step(), Sampled(list(range(100_000)))]
-    sending = pool.submit(lambda: [followers.tell(order) for order in orders])  # more than the sockets hold
+    orders: list[Order] = [Cancel("a"), Step(), Sampled(list(range(100_000)))]  # more than the sockets hold
+
+    def tell() -> None:
+        for order in orders:
+            followers.tell(order)
+
+    sending = pool.submit(tell)
     for link in links:
         assert [link.next_order() for _ in orders] == orders
     sending.result(20)
@@ -176,8 +181,8 @@ def test_hanging_up_is_no_loss_of_the_leader() -> None:
 
 
 def test_strangers_are_turned_away_and_the_meeting_goes_on(rank: TensorRank, pool: ThreadPoolExecutor) -> None:
-    store = visit_store(rank)
-    leading = pool.submit(meet, rank, store, "same", Losses(), lambda: False)
+    store = visit_store(rank)  # each its own: one waits for its turn while another waits for a key
+    leading = pool.submit(meet, rank, visit_store(rank), "same", Losses(), lambda: False)
     for greeting in (b"", b"nonsense that is no frame", frame(msgspec.msgpack.encode(Joined("wrong", 1, "same")))):
         with connected(store) as stranger:
             stranger.sendall(greeting)
