@@ -50,6 +50,7 @@ class RayOrchestratorLauncher:
                 "orchestrator: ray needs a placement group for the replica; deploy it with the bundles of its plan "
                 "(`serve_options`)"
             )
+        check_workers(self._plan, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         here = ray.get_runtime_context().get_node_id()
         order = await asyncio.to_thread(self._order, placement_group, here)
         await localize_models(self._models, order.nodes)
@@ -77,17 +78,34 @@ class RayOrchestratorLauncher:
             await self._ranks.end(grace_s)
 
     def _order(self, placement_group: Any, here: str) -> RankOrder:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        if not all(part.strip().isdigit() for part in visible.split(",") if visible):
-            raise ConfigError(
-                f"CUDA_VISIBLE_DEVICES={visible!r} names GPUs by UUID or MIG id, and TensorRT-LLM's Ray workers know "
-                "numbers only; start Ray on this node with numbers, or use orchestrator: mpi"
-            )
         table: Mapping[str, Any] = ray.util.placement_group_table(placement_group)
         try:
             return order_ranks(self._plan, table["bundles_to_node_id"], here)
         except PlacementError as exc:
             raise ConfigError(f"parallel: {exc}") from exc
+
+
+def check_workers(plan: PlacementPlan, visible: str) -> None:
+    """Check what TensorRT-LLM's Ray workers take for granted.
+
+    Args:
+        plan: What was reserved.
+        visible: CUDA_VISIBLE_DEVICES of the replica, which is copied to them; empty: no mask.
+
+    Raises:
+        ConfigError: They could not be placed, or not find their GPU.
+    """
+    cpus = plan.rank.get("CPU", 0)
+    if cpus < 1:
+        raise ConfigError(
+            f"resources.num_cpus={cpus:g}: each rank that TensorRT-LLM starts with Ray takes one CPU for its whole "
+            "life, and would never be placed; use 1 or more"
+        )
+    if not all(part.strip().isdigit() for part in visible.split(",") if visible):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={visible!r} names GPUs by UUID or MIG id, and TensorRT-LLM's Ray workers know "
+            "numbers only; start Ray on this node with numbers, or use orchestrator: mpi"
+        )
 
 
 def _visible_gpus(here: str) -> int | None:
