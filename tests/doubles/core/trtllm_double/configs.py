@@ -1,5 +1,7 @@
 """The config classes of this line: names and defaults from data, rules from the reference (1.2, 1.3, 1.5, 1.6)."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -71,6 +73,27 @@ class _PeftRules(StrictBaseModel):
         return self
 
 
+class _BuildConfigMethods:
+    """Reference 5.2."""
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any], **_: Any) -> Any:
+        return cls(**config)
+
+    @classmethod
+    def from_json_file(cls, file: str | Path, **_: Any) -> Any:
+        return cls(**json.loads(Path(file).read_text()))
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def update(self, **changes: Any) -> None:
+        for name, value in changes.items():
+            if not hasattr(self, name):
+                raise AttributeError(f"{type(self).__name__} object has no attribute {name}")
+            setattr(self, name, value)
+
+
 class _Permissive(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="ignore", validate_assignment=True, protected_namespaces=())
 
@@ -99,7 +122,10 @@ def _make_nested() -> dict[str, dict[str, Any]]:
             targets.append(target)
             continue
         base = _BASES.get(name, StrictBaseModel)
-        made = make_dataclass(name, fields) if name in _DATACLASSES else make_model(name, fields, base)
+        if name in _DATACLASSES:
+            made = make_dataclass(name, fields, bases=(_BuildConfigMethods,) if name == "BuildConfig" else ())
+        else:
+            made = make_model(name, fields, base)
         modules.setdefault(module, {})[name] = made
     return modules
 

@@ -129,7 +129,7 @@ class BaseLLM:
         given = self.args.tokenizer
         if given is not None and not isinstance(given, str | Path):
             return given
-        directory = Path(given or self._model_dir)
+        directory = Path(given or self.args.model)  # an engine directory has none (reference 5.1)
         if not (directory / "tokenizer.json").is_file():
             return None  # upstream warns, and goes on without
         return TransformersTokenizer(directory)

@@ -57,6 +57,7 @@ class LlamaModel:
 
     def __init__(self, directory: Path, *, dummy: bool = False) -> None:
         config = json.loads((directory / "config.json").read_text())
+        config = config.get("pretrained_config", config).get("double_hf_config", config)  # of an engine directory
         kinds = config.get("architectures") or ["?"]
         if kinds[0] not in ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"):
             raise ValueError(f"Unknown architecture for AutoModelForCausalLM: {kinds[0]}")
@@ -160,7 +161,7 @@ def _layer(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _read_weights(directory: Path) -> dict[str, Any]:
-    files = sorted(directory.glob("*.safetensors"))
+    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("rank0.engine"))
     if not files:
         raise FileNotFoundError(f"No weight files found in {directory}")
     weights: dict[str, Any] = {}

@@ -40,7 +40,8 @@ class PlainSpawner:
         environ = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
         for plan in plans:
             command = [sys.executable, "-m", "trtllm_double.rank_process"]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environ)
+            marks = {"OMPI_COMM_WORLD_RANK": str(plan.rank), "OMPI_COMM_WORLD_SIZE": str(len(plans))}
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environ | marks)
             assert process.stdin is not None
             with process.stdin as pipe:
                 pickle.dump(plan, pipe)
