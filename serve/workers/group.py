@@ -278,9 +278,8 @@ class WorkerGroup:
             else:
                 _, failed = await asyncio.gather(self._stop_engine(_FAILED_ENGINE_STOP_S), self._end_launcher(0.0))
                 survivors += failed
-            limit_s = self._settings.kill_limit_s
             where = {self._nodes.here, *(process.node_id for process in self._ranks.values())}
-            for left in await asyncio.gather(*(self._nodes.kill_group(node, self.id, limit_s) for node in where)):
+            for left in await asyncio.gather(*(self._kill_on(node) for node in where)):
                 survivors += left
         except Exception as exc:
             logger.exception("Ending the ranks of group %s failed.", self.id)
@@ -288,6 +287,14 @@ class WorkerGroup:
         if survivors:
             logger.error("Group %s: will not die: %s", self.id, ", ".join(survivors))
         self._apply(RanksEnded(tuple(survivors)))
+
+    async def _kill_on(self, node_id: str) -> tuple[str, ...]:
+        try:
+            return await self._nodes.kill_group(node_id, self.id, self._settings.kill_limit_s)
+        except TimeoutError as exc:
+            logger.warning("Group %s: %s; its ranks there are left to their lease.", self.id, exc)
+            self._memory.pop(node_id, None)  # nobody can look there
+            return ()
 
     async def _stop_engine(self, limit_s: float) -> None:
         if self._engine is None:

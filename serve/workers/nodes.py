@@ -1,21 +1,20 @@
 """Nodes: the machines on which a group has processes. What is left there is killed, and GPU memory waited for."""
 
 import asyncio
-import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve.core.placement import NodeResources
 from serve.workers.gpu_memory import GpuMemory, wait_for_gpu_memory
 from serve.workers.processes import kill_group
 
-logger = logging.getLogger(__name__)
-
-_TASK_START_S = 10.0  # a node that cannot start a task in that time is as good as gone
+_POLL_S = 0.25  # between two looks whether a node lives that has not answered yet
 
 
 class Nodes(Protocol):
@@ -26,12 +25,20 @@ class Nodes(Protocol):
         """Id of the node of this process."""
 
     async def kill_group(self, node_id: str, group: str, limit_s: float) -> tuple[str, ...]:
-        """Kill every process of a group on a node; returns those that will not die. A dead node has none."""
+        """Kill every process of a group on a node; returns those that will not die. A dead node has none.
+
+        Raises:
+            TimeoutError: The node does not answer within `limit_s`; its ranks end by their lease, if it lives.
+        """
 
     async def wait_for_memory(
         self, node_id: str, before: GpuMemory, tolerance_bytes: int, limit_s: float
     ) -> tuple[str, ...]:
-        """Wait until no more GPU memory is in use on a node than before; returns the GPUs that hold more."""
+        """Wait until no more GPU memory is in use on a node than before; returns the GPUs that hold more.
+
+        Raises:
+            TimeoutError: The node does not answer.
+        """
 
 
 class LocalNode:
@@ -86,18 +93,28 @@ class RayNodes:
         return await self._run(node_id, partial(_wait_for_memory, dict(before), tolerance_bytes, limit_s), limit_s)
 
     async def _run(self, node_id: str, work: Callable[[], tuple[str, ...]], limit_s: float) -> tuple[str, ...]:
-        if node_id not in await asyncio.to_thread(living_nodes):
-            return ()
         pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
         task = _run_there.options(scheduling_strategy=pinned).remote(work)
+        answer: asyncio.Future[tuple[str, ...]] = asyncio.ensure_future(_wait_for(task))
+        deadline_s = time.monotonic() + limit_s
+        while not answer.done():
+            if node_id not in await asyncio.to_thread(living_nodes):
+                answer.cancel()
+                return ()
+            if time.monotonic() > deadline_s:
+                answer.cancel()
+                ray.cancel(task, force=True)
+                raise TimeoutError(f"node {node_id[:8]} does not answer within {limit_s:.0f} s")
+            await asyncio.wait([answer], timeout=_POLL_S)
         try:
-            async with asyncio.timeout(limit_s + _TASK_START_S):
-                answer: tuple[str, ...] = await task
-                return answer
-        except Exception as exc:  # the node died meanwhile, or is cut off: its ranks end by their lease
-            ray.cancel(task, force=True)
-            logger.warning("Node %s was not cleaned up: %s: %s", node_id[:8], type(exc).__name__, exc)
-            return (f"node {node_id[:8]} does not answer",) if node_id in living_nodes() else ()
+            return answer.result()
+        except RayError as exc:  # the node is about to be counted as dead
+            raise TimeoutError(f"node {node_id[:8]} does not answer: {str(exc).splitlines()[0]}") from exc
+
+
+async def _wait_for(task: Any) -> tuple[str, ...]:
+    answer: tuple[str, ...] = await task
+    return answer
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]

@@ -60,6 +60,7 @@ class Launcher(Protocol):
     async def end(self, grace_s: float) -> None:
         """End every rank: politely within `grace_s`, then by force. The group has stopped the engine before.
 
-        Returns when no process of this launch is alive, or raises `TimeoutError` naming those that will not die.
-        Safe to call at any time, and twice.
+        Returns when nothing is left that this launcher could end, or raises `TimeoutError` naming processes that will
+        not die. The group then kills, on every node of its ranks, what still carries its mark. Safe to call at any
+        time, and twice.
         """

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from serve.core.placement import PlacementError, PlacementPlan, actor_options, order_ranks
@@ -45,7 +45,7 @@ class TorchDistributedLauncher:
         program: What the ranks run.
         settings: How they are watched.
         env: Their Python environment; None: the replica's.
-        nodes: Where they are; None: the nodes of the Ray cluster.
+        nodes: Says where the replica is; None: Ray does.
     """
 
     def __init__(
@@ -62,7 +62,6 @@ class TorchDistributedLauncher:
         self._settings = settings
         self._env = env
         self._nodes = nodes or RayNodes()
-        self._group = ""
         self._actors: list[Any] = []
         self._processes: list[RankProcess] = []
         self._programs: list[asyncio.Task[None]] = []  # of each rank, in rank order
@@ -72,7 +71,6 @@ class TorchDistributedLauncher:
     async def launch(self, observer: RankObserver) -> Engine:
         """Start an actor for each rank, then the engine; see the port."""
         mark = GroupMark.from_text(os.environ[GROUP_VARIABLE])
-        self._group = mark.group
         await self._start_actors(mark)
         for process in await self._ask_all("describe"):
             self._processes.append(process)
@@ -101,15 +99,10 @@ class TorchDistributedLauncher:
                 actor.leave.remote()
             await asyncio.wait(self._programs, timeout=grace_s)
         for actor in self._actors:
-            ray.kill(actor)
-        limit_s = self._settings.kill_limit_s
-        where = {process.node_id for process in self._processes}
-        found = await asyncio.gather(*(self._nodes.kill_group(node, self._group, limit_s) for node in where))
+            ray.kill(actor)  # says nothing to a process that is stopped; the group kills that by its mark
         for program in self._programs:
             program.cancel()
         await asyncio.gather(*self._programs, return_exceptions=True)
-        if survivors := [name for names in found for name in names]:
-            raise TimeoutError(", ".join(survivors))
 
     # Start
 
@@ -191,6 +184,8 @@ class TorchDistributedLauncher:
             if isinstance(exc.cause, RayTRTError):
                 raise exc.cause from exc
             raise EngineDead(f"rank {rank} failed: {type(exc.cause).__name__}: {exc.cause}") from exc
+        except ActorUnavailableError as exc:
+            raise EngineDead(f"rank {rank} cannot be reached any more") from exc
         except RayActorError as exc:
             raise EngineDead(f"rank {rank} died: {str(exc).splitlines()[0]}") from exc
         except RayError as exc:
