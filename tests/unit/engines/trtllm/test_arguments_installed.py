@@ -40,5 +40,5 @@ def test_every_call_is_accepted_name_by_name_and_value_by_value(line: Line) -> N
         if case.line is line:
             for plan in plans(case):
                 check_names(plan.call, line, installed=True)
-                arguments = make(replace(plan.call, target=f"tensorrt_llm.llmapi.llm_args:{MODELS[plan.backend]}"))
+                arguments = make(replace(plan.call, target=f"trtllm_double.configs:{MODELS[plan.backend]}"))
                 assert arguments.model == "/models/one"
