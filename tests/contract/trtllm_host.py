@@ -5,6 +5,7 @@ asks what only the hosting process knows.
 """
 
 import asyncio
+import importlib
 import json
 import os
 import secrets
@@ -136,8 +137,7 @@ class Watched(TrtllmEngine):
         loop = getattr(self._loaded.llm._executor, "_loop", None)
         if loop is None:
             return self.told()
-        from trtllm_double.block_key import salt_id
-
+        salt_id = importlib.import_module("trtllm_double.block_key").salt_id
         seeds = {salt_id(salt): chain_seed(salt) for salt in self.salts | {""}}
         size = self.info.tokens_per_block
         found: list[int] = []

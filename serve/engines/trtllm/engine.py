@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from serve.errors import EngineDead, Overloaded, RequestError
 
 _log = logging.getLogger(__name__)
 
+Load = Callable[[Path, TrtllmSettings, ParallelLayout, Orchestration], Awaitable[Loaded]]
 PROBE_AFTER_S = 30.0
 PROBE_TIMEOUT_S = 60.0
 
@@ -42,15 +43,23 @@ class TrtllmEngine:
         settings: What the operator chose.
         layout: How the engine is cut.
         orchestration: Who starts the ranks.
+        load: Makes the library's object.
     """
 
     def __init__(
-        self, model_dir: Path, settings: TrtllmSettings, layout: ParallelLayout, orchestration: Orchestration
+        self,
+        model_dir: Path,
+        settings: TrtllmSettings,
+        layout: ParallelLayout,
+        orchestration: Orchestration,
+        *,
+        load: Load = load,
     ) -> None:
         self._model_dir = model_dir
         self._settings = settings
         self._layout = layout
         self._orchestration = orchestration
+        self._load = load
         self._ledger = KvLedger()
         self._loaded: Loaded | None = None
         self._feed: EngineFeed | None = None
@@ -99,7 +108,7 @@ class TrtllmEngine:
             raise
 
     async def _start(self) -> None:
-        loaded = await load(self._model_dir, self._settings, self._layout, self._orchestration)
+        loaded = await self._load(self._model_dir, self._settings, self._layout, self._orchestration)
         self._flights = Flights(loaded.info.tokens_per_block)
         self._feed = EngineFeed(loaded, self._settings, self._ledger)
         self._health = HealthPoller(loaded.llm, self._report_sickness)

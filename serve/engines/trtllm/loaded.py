@@ -145,8 +145,7 @@ async def load(
         translator = EventTranslator(limits.tokens_per_block, seeds)
         loaded = Loaded(llm, plan, limits, info, library, support, seeds, translator)
         await _warm_up(loaded, max(1.0, settings.start_timeout_s - progress.elapsed_s))
-        async with asyncio.timeout(4 * _CAPACITY_S):
-            total_blocks = await call_in_thread(lambda: _total_blocks(loaded, settings), "trtllm-capacity")
+        total_blocks = await _ask_capacity(loaded, settings)
         loaded.info = engine_info(installation.version, plan, limits, total_blocks)
         warning = check_capacity(settings, limits, total_blocks)
     except BaseException:
@@ -166,6 +165,14 @@ async def _warm_up(loaded: Loaded, timeout_s: float) -> None:
         raise EngineDead(f"TensorRT-LLM was made, but did not generate one token in {timeout_s:.0f} s") from None
     except RequestError as exc:
         raise ConfigError(f"engine: TensorRT-LLM was made, but refuses the simplest request: {exc}") from exc
+
+
+async def _ask_capacity(loaded: Loaded, settings: TrtllmSettings) -> int:
+    try:
+        async with asyncio.timeout(4 * _CAPACITY_S):
+            return await call_in_thread(lambda: _total_blocks(loaded, settings), "trtllm-capacity")
+    except TimeoutError:
+        raise EngineDead("TensorRT-LLM was made, but does not answer how large its KV cache is") from None
 
 
 def _total_blocks(loaded: Loaded, settings: TrtllmSettings) -> int:

@@ -114,8 +114,10 @@ async def construct_in_thread(construct: Callable[[], Any], progress: Progress, 
     except (ConfigError, BundleMismatch, EngineDead):
         raise
     except (ValueError, TypeError) as exc:  # what its constructors and pydantic models raise
+        _log.info("TensorRT-LLM refuses the configuration.", exc_info=True)
         raise ConfigError(f"engine: TensorRT-LLM refuses the configuration: {exc}") from exc
     except Exception as exc:
+        _log.error("TensorRT-LLM failed while starting.", exc_info=True)
         if _TOO_FEW_GPUS.search(str(exc)):
             raise ConfigError(f"parallel: {exc} Lower parallel, or give the engine more GPUs.") from exc
         raise EngineDead(f"TensorRT-LLM failed while starting ({progress.stage}): {type(exc).__name__}: {exc}") from exc

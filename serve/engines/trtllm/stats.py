@@ -6,6 +6,7 @@ in the batch. So: what was submitted and what was told is counted here, what the
 last record while it is fresh.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from serve.engines.protocol import EngineStats
 
 FRESH_S = 1.0
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,11 @@ def retry_after_s(record: IterationRecord | None, waiting: int, max_batch_size: 
 
 def _number(record: Mapping[str, Any], name: str) -> float | None:
     value = record.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _count(record: Mapping[str, Any], name: str) -> int | None:
     value = _number(record, name)
-    return None if value is None or not 0 <= value < 1 << 62 else int(value)
+    return None if value is None or value < 0 else int(value)
