@@ -5,9 +5,9 @@ That environment has Ray's core and what the engine needs, but not Ray Serve: of
 """
 
 import asyncio
-import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ from typing import Any
 import psutil
 import ray
 
-from serve.core.parallel import ParallelLayout
+from serve.core.placement import PlacementPlan
 from serve.engines.factory import AnyEngineSettings, make_engine
-from serve.engines.protocol import Engine
 from serve.engines.remote.server import EngineServer
-from serve.engines.trtllm.orchestration import Orchestration, OrchestratorKind, engine_environ
 from serve.logs import configure_logging
 from serve.workers.gpu_memory import used_gpu_memory
-from serve.workers.launchers.port import RankProcess
+from serve.workers.launched_engine import LaunchedEngine, RankEvent, RankNews
+from serve.workers.launchers.in_process import InProcessLauncher
+from serve.workers.launchers.mpi import MpiLauncher
+from serve.workers.launchers.port import Launcher, RankProcess
+from serve.workers.launchers.ray_orchestrator import RayOrchestratorLauncher
 
 _REPORTED = ("fastapi", "numpy", "ray", "raytrt", "tensorrt_llm", "torch", "transformers")
+_STOP_SLACK_S = 10.0  # for ranks that have to be killed
 
 
 @dataclass(frozen=True)
@@ -34,31 +37,36 @@ class HostOrder:
     Attributes:
         engine: Which engine, and its settings.
         model_dir: Its checkpoint on this node.
-        layout: How it is cut.
+        plan: Who starts its ranks, and what was reserved for them.
         path: Of the socket to listen on, in a directory of the replica's.
         secret: Which the replica will show.
-        orchestrator: Who starts the ranks of a `trtllm` engine.
-        bundle_indices: With orchestrator ray: the bundle of each rank, in this actor's own placement group.
+        end_grace_s: How long ranks may take to end by themselves.
     """
 
     engine: AnyEngineSettings
     model_dir: Path
-    layout: ParallelLayout
+    plan: PlacementPlan
     path: Path
     secret: str
-    orchestrator: OrchestratorKind = "in_process"
-    bundle_indices: tuple[int, ...] = ()
+    end_grace_s: float
 
-    def make_engine(self) -> Engine:
-        """Make the engine; what has to be looked up is looked up here, where it will run."""
-        return make_engine(self.engine, self.model_dir, self.layout, self._orchestration(self.layout))
+    @property
+    def host_rank(self) -> int:
+        """The number under which the group watches the host: the only rank, or one behind the ranks below it."""
+        return 0 if self.plan.launcher == "in_process" else self.plan.layout.world_size
 
-    def _orchestration(self, layout: ParallelLayout) -> Orchestration:
-        environ = engine_environ(self.orchestrator, layout, os.environ, len(_gpu_ids()))
-        if self.orchestrator != "ray":
-            return Orchestration(self.orchestrator, environ=environ)
-        group = ray.util.get_current_placement_group()
-        return Orchestration("ray", (group,), (self.bundle_indices,), environ)
+    def make_launcher(self) -> Launcher:
+        """Make the launcher that would be in the replica if that had this environment."""
+        make = partial(make_engine, self.engine, self.model_dir, self.plan.layout)
+        match self.plan.launcher:
+            case "mpi":
+                return MpiLauncher(make, self.plan.layout, ray.get_runtime_context().get_node_id())
+            case "ray":
+                return RayOrchestratorLauncher(make, self.plan, [str(self.model_dir)])
+            case "in_process":
+                return InProcessLauncher(make, self.plan.layout)
+            case "torch_distributed":
+                raise AssertionError("its ranks are actors with an environment of their own")
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class HostReport:
     """What an engine host says of itself once it listens.
 
     Attributes:
-        process: Its process, which is rank 0 to the group.
+        process: Its process, as the group watches it.
         python: Its interpreter.
         libraries: Versions of what is installed there.
     """
@@ -86,31 +94,36 @@ class EngineHost:
     def __init__(self, order: HostOrder) -> None:
         configure_logging()
         self._order = order
+        self._news = RankNews()
         self._server: EngineServer | None = None
 
     async def listen(self) -> HostReport:
-        """Make the engine, which loads nothing yet, and listen for the replica.
+        """Listen for the replica, which starts the engine.
 
         Raises:
-            ConfigError: The engine's library is not installed here, or the socket cannot be made.
+            ConfigError: The socket cannot be made.
         """
         order = self._order
-        self._server = EngineServer(order.make_engine(), order.path, order.secret)
+        engine = LaunchedEngine(order.make_launcher(), self._news, order.end_grace_s)
+        stop_timeout_s = 2 * order.end_grace_s + _STOP_SLACK_S
+        self._server = EngineServer(engine, order.path, order.secret, stop_timeout_s=stop_timeout_s)
         await self._server.listen()
         process = psutil.Process()
-        gpus = _gpu_ids()
+        node_id, gpus = ray.get_runtime_context().get_node_id(), _gpu_ids()
         used = await asyncio.to_thread(used_gpu_memory) if gpus else {}
         memory = {gpu: used[gpu] for gpu in gpus if gpu in used}
-        node_id = ray.get_runtime_context().get_node_id()
-        return HostReport(
-            RankProcess(0, node_id, process.pid, process.create_time(), memory), sys.executable, _libraries()
-        )
+        rank = RankProcess(order.host_rank, node_id, process.pid, process.create_time(), memory)
+        return HostReport(rank, sys.executable, _libraries())
 
     async def serve(self) -> None:
         """Serve the replica until it leaves; then this process ends."""
         assert self._server is not None, "listen() comes first"
         await self._server.run()
         ray.actor.exit_actor()
+
+    async def rank_news(self) -> list[RankEvent]:
+        """Wait for news of the ranks below this process."""
+        return await self._news.wait()
 
 
 def _libraries() -> dict[str, str]:

@@ -1,7 +1,5 @@
 """EnvReplica: an actor in the gateway's environment that does what a replica does with an engine's own environment."""
 
-import asyncio
-import contextlib
 import os
 from contextlib import aclosing
 from importlib.metadata import version
@@ -19,6 +17,7 @@ from serve.workers.engine_host import HostReport
 from serve.workers.group import WorkerGroup
 from serve.workers.group_settings import GroupSettings
 from serve.workers.launchers.engine_host import EngineHostLauncher
+from serve.workers.launchers.port import RankProcess
 from serve.workers.nodes import RayNodes
 
 LIBRARIES = ("fastapi", "starlette", "numpy", "transformers", "torch", "ray", "raytrt")
@@ -47,6 +46,10 @@ class EnvReplica:
             "engine": self._group.info.engine,
             "state": self._group.state.value,
         }
+
+    async def ranks(self) -> list[RankProcess]:
+        """Return the group's processes."""
+        return list(self._launcher.ranks())
 
     async def host(self) -> Any:
         """Return the host's actor handle."""
@@ -78,11 +81,10 @@ class EnvReplica:
     async def wait_until_stopped(self) -> str:
         """Wait until a group that failed is cleaned up; returns why it failed."""
         await self._group.wait_until_stopped()
-        with contextlib.suppress(asyncio.CancelledError):
-            try:
-                self._group.check_health()
-            except EngineDead as exc:
-                return str(exc)
+        try:
+            self._group.check_health()
+        except EngineDead as exc:
+            return str(exc)
         return "it is healthy"
 
     async def stop(self) -> None:

@@ -4,11 +4,13 @@ Two real virtual environments on one Ray cluster. The engine's is made by tools/
 """
 
 import contextlib
+import gc
 import logging
 import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -19,23 +21,31 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from serve.core.parallel import ParallelLayout
-from serve.core.placement import actor_options, plan_placement
+from serve.core.placement import LauncherKind, PlacementPlan, actor_options, plan_placement
 from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
 from serve.engines.factory import AnyEngineSettings
 from serve.engines.simulated.faults import Fault
 from serve.engines.simulated.settings import FixedLatencySettings, SimulatedSettings
-from serve.engines.transformers.settings import TransformersSettings
+from serve.engines.trtllm.settings import TrtllmSettings
 from serve.errors import ConfigError, EngineDead
 from serve.workers.engine_env import EngineEnv
 from serve.workers.processes import marked_processes
+from tests.doubles.install import double_path
 from tests.integration.engine_env_replica import EnvReplica
 from tools.make_engine_env import make_engine_env
 
-PLAN = plan_placement(
-    ParallelLayout(), "in_process", replica={"CPU": 0.1}, rank={"CPU": 0.1, "GPU": 1.0}, own_environment=True
-)
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def plan_for(layout: ParallelLayout, launcher: LauncherKind) -> PlacementPlan:
+    rank = {"CPU": 0.1, "GPU": 1.0}
+    return plan_placement(layout, launcher, replica={"CPU": 0.1}, rank=rank, own_environment=True)
+
+
+PLAN = plan_for(ParallelLayout(), "in_process")
 ENGINE = SimulatedSettings(vocab_size=1000, latency=FixedLatencySettings(decode_step_s=0.002))
 PINNED = {"fastapi": "0.121.3", "transformers": "4.57.3", "numpy": "1.26.4"}
+QUICKSTART = Path(__file__).parents[2] / "serve/models/quickstart"
 WAIT_S = 60.0
 
 
@@ -59,6 +69,9 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray does not wait for the processes it ended
+        gc.collect()
 
 
 @pytest.fixture
@@ -66,14 +79,15 @@ def make_replica(cluster: None) -> Iterator[Callable[..., Any]]:
     """Makes a replica in a placement group of its own."""
     made: list[tuple[Any, Any]] = []
 
-    def make(env: EngineEnv, engine: AnyEngineSettings = ENGINE, model_dir: str = "/") -> Any:
-        bundles = [dict(bundle) for bundle in PLAN.bundles]
-        group = ray.util.placement_group(bundles, strategy=PLAN.strategy)
+    def make(
+        env: EngineEnv, engine: AnyEngineSettings = ENGINE, model_dir: str = "/", plan: PlacementPlan = PLAN
+    ) -> Any:
+        group = ray.util.placement_group([dict(bundle) for bundle in plan.bundles], strategy=plan.strategy)
         options = {
-            **actor_options(PLAN.replica),
+            **actor_options(plan.replica),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0),
         }
-        replica = ray.remote(EnvReplica).options(**options).remote(PLAN, env, engine, model_dir)
+        replica = ray.remote(EnvReplica).options(**options).remote(plan, env, engine, model_dir)
         made.append((replica, group))
         return replica
 
@@ -167,15 +181,15 @@ def test_a_replica_that_is_killed_takes_its_host_along(make_replica: Callable[..
 
 
 def test_an_error_of_the_start_comes_through_and_leaves_nothing(
-    make_replica: Callable[..., Any], engine_python: str, tmp_path: Path
+    make_replica: Callable[..., Any], engine_python: str
 ) -> None:
     env = EngineEnv(py_executable=engine_python)
     dying = make_replica(env, ENGINE.model_copy(update={"faults": (Fault(kind="fail_start"),)}))
     with pytest.raises(EngineDead, match="does not start"):
         get(dying.start.remote())
-    # The transformers engine needs a newer library than that environment has.
-    wrong = make_replica(env, TransformersSettings(), str(tmp_path))
-    with pytest.raises(ConfigError):
+    # That environment has all that TensorRT-LLM pins, but not TensorRT-LLM.
+    wrong = make_replica(env, TrtllmSettings(), str(QUICKSTART))
+    with pytest.raises(ConfigError, match="tensorrt_llm"):
         get(wrong.start.remote())
 
 
@@ -196,3 +210,34 @@ echo 'raytrt-probe {"python": "3.9.1", "executable": "/other/python", "libraries
     assert get(replica.host.remote()) is None
     with contextlib.suppress(EngineDead):
         get(replica.stop.remote())
+
+
+def env_of_1_2(engine_python: str) -> EngineEnv:
+    return EngineEnv(py_executable=engine_python, env_vars={"PYTHONPATH": str(double_path("1.2.x"))})
+
+
+def test_tensorrt_llm_1_2_beside_a_gateway_of_today(make_replica: Callable[..., Any], engine_python: str) -> None:
+    """The contract double of 1.2.x in that environment, on the quickstart model."""
+    replica = make_replica(env_of_1_2(engine_python), TrtllmSettings(), str(QUICKSTART))
+    report = get(replica.start.remote())
+    ours = get(replica.describe.remote())
+    assert "1.2.1" in ours["engine"]
+    assert report.libraries["transformers"] == PINNED["transformers"]
+    tokens = get(replica.generate.remote(request("a", 24)))
+    assert len(tokens) == 24
+    assert get(replica.generate.remote(request("b", 24))) == tokens
+    get(replica.stop.remote())
+    assert not processes_of(ours["group"])
+
+
+def test_mpi_ranks_below_a_host_are_watched_like_any(make_replica: Callable[..., Any], engine_python: str) -> None:
+    plan = plan_for(ParallelLayout(tensor=2), "mpi")
+    replica = make_replica(env_of_1_2(engine_python), TrtllmSettings(), str(QUICKSTART), plan)
+    get(replica.start.remote())
+    ours = get(replica.describe.remote())
+    assert len(get(replica.generate.remote(request("a", 8)))) == 8
+    ranks = get(replica.ranks.remote())
+    assert sorted(process.rank for process in ranks) == [0, 1, 2]  # the last is the host
+    os.kill(next(process.pid for process in ranks if process.rank == 1), signal.SIGKILL)
+    assert "rank 1" in get(replica.wait_until_stopped.remote())
+    assert not processes_of(ours["group"])

@@ -15,26 +15,24 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from serve.core.placement import PlacementError, PlacementPlan, Resources, actor_options, order_ranks
+from serve.core.placement import PlacementPlan, Resources, actor_options
 from serve.engines.factory import AnyEngineSettings
 from serve.engines.protocol import Engine
 from serve.engines.remote.client import RemoteEngine
-from serve.engines.trtllm.orchestration import OrchestratorKind
 from serve.errors import ConfigError, EngineDead, RayTRTError
 from serve.workers.engine_env import EngineEnv, check_engine_env
 from serve.workers.engine_host import EngineHost, HostOrder, HostReport
 from serve.workers.group_settings import GroupSettings
+from serve.workers.launched_engine import tell
 from serve.workers.launchers.port import RankObserver, RankProcess
 from serve.workers.nodes import Nodes, RayNodes
 from serve.workers.processes import GROUP_VARIABLE, GroupMark
 
 logger = logging.getLogger(__name__)
 
-_HOST_RANK = 0
-
 
 class EngineHostLauncher:
-    """Launcher port: one host actor, which is rank 0 to its group; the ranks below it are the engine's own matter.
+    """Launcher port: one host actor, in which the launcher runs that would run in a replica of that environment.
 
     Args:
         plan: What the replica has reserved. The host gets `plan.host_bundle`; with orchestrator ray it takes nothing
@@ -65,7 +63,9 @@ class EngineHostLauncher:
         self._group = ""
         self._actor: Any = None
         self._report: HostReport | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self._below: list[RankProcess] = []
+        self._serving: asyncio.Future[None] | None = None
+        self._relaying: asyncio.Future[None] | None = None
         self._engine: RemoteEngine | None = None
         self._is_ending = False
 
@@ -88,8 +88,8 @@ class EngineHostLauncher:
             shutil.rmtree(directory, ignore_errors=True)  # who is connected needs it no more
 
     def ranks(self) -> Sequence[RankProcess]:
-        """Return the host's process, once it is known."""
-        return (self._report.process,) if self._report is not None else ()
+        """Return the host's process, and those of the ranks below it, as far as they are known."""
+        return (*([self._report.process] if self._report is not None else []), *self._below)
 
     async def end(self, grace_s: float) -> None:
         """End the host, and all that it started; see the port."""
@@ -103,9 +103,10 @@ class EngineHostLauncher:
                     await asyncio.wait([self._serving])
         ray.kill(self._actor)
         survivors = await self._nodes.kill_group(self._nodes.here, self._group, self._settings.kill_limit_s)
-        if self._serving is not None:
-            self._serving.cancel()
-            await asyncio.gather(self._serving, return_exceptions=True)
+        tasks = [task for task in (self._serving, self._relaying) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if survivors:
             raise TimeoutError(", ".join(survivors))
 
@@ -119,24 +120,18 @@ class EngineHostLauncher:
                 "PlacementPlan.serve_options"
             )
         secret = secrets.token_hex(16)
-        order = HostOrder(
-            self._engine_settings,
-            self._model_dir,
-            self._plan.layout,
-            path,
-            secret,
-            self._orchestrator,
-            await self._rank_bundles(group),
-        )
+        order = HostOrder(self._engine_settings, self._model_dir, self._plan, path, secret, self._settings.end_grace_s)
         self._report = report = await self._start_host(group, mark, order)
         observer.rank_started(report.process)
+        rank = report.process.rank
         self._engine = RemoteEngine(
             path,
             secret,
-            on_beat=lambda: observer.rank_beat(_HOST_RANK),
-            on_death=lambda reason: None if self._is_ending else observer.rank_died(_HOST_RANK, reason),
+            on_beat=lambda: observer.rank_beat(rank),
+            on_death=lambda reason: None if self._is_ending else observer.rank_died(rank, reason),
         )
-        self._serving = asyncio.get_running_loop().create_task(self._serve())
+        self._serving = asyncio.ensure_future(self._serve())
+        self._relaying = asyncio.ensure_future(self._relay(observer))
         await self._engine.start()
         return self._engine
 
@@ -144,7 +139,7 @@ class EngineHostLauncher:
         options = {
             **actor_options(self._host_resources),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, self._host_bundle),
-            "runtime_env": self._env.to_runtime_env({GROUP_VARIABLE: mark.for_rank(_HOST_RANK).to_text()}),
+            "runtime_env": self._env.to_runtime_env({GROUP_VARIABLE: mark.to_text()}),
             "max_restarts": 0,
         }
         try:
@@ -167,22 +162,6 @@ class EngineHostLauncher:
             )
         return report
 
-    async def _rank_bundles(self, group: Any) -> tuple[int, ...]:
-        """Return the bundle of each rank that is an actor of its own."""
-        if self._orchestrator != "ray":
-            return ()
-        table = await asyncio.to_thread(ray.util.placement_group_table, group)
-        try:
-            return order_ranks(self._plan, table["bundles_to_node_id"], self._nodes.here).bundles
-        except PlacementError as exc:
-            raise ConfigError(str(exc)) from exc
-
-    @property
-    def _orchestrator(self) -> OrchestratorKind:
-        launcher = self._plan.launcher
-        assert launcher != "torch_distributed", "its ranks have a launcher of their own"
-        return launcher
-
     @property
     def _host_bundle(self) -> int:
         return self._plan.host_bundle or 0
@@ -194,6 +173,14 @@ class EngineHostLauncher:
     async def _serve(self) -> None:
         with suppress(RayError):  # it ends with the actor's process, in whatever way
             await self._actor.serve.remote()
+
+    async def _relay(self, observer: RankObserver) -> None:
+        """Hand on what the host hears of the ranks below it; those of this node are watched from here then."""
+        with suppress(RayError):
+            while True:
+                events = await self._actor.rank_news.remote()
+                self._below += [event for event in events if isinstance(event, RankProcess)]
+                tell(observer, events)
 
     def _socket_root(self) -> str | None:
         if self._env.image_uri is None:
