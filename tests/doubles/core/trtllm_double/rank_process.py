@@ -116,8 +116,10 @@ class Collective:
                 continue
 
 
-def run_leader(plan: RankPlan, listener: Listener, parent: Connection) -> None:
-    """Be rank 0.
+def run_leader(
+    plan: RankPlan, listener: Listener, parent: Connection, on_start: Callable[[Any], None] = lambda _: None
+) -> None:
+    """Be rank 0; `on_start` is called with the step loop when it runs.
 
     Raises:
         Exception: What ended the step loop; whoever started this process hears of it.
@@ -141,6 +143,7 @@ def run_leader(plan: RankPlan, listener: Listener, parent: Connection) -> None:
     loop = RankLoop(core, send, collective)
     send(("ready", {"vocab_size": core.model.vocab_size, "capacity": core.capacity()}))
     loop.start()
+    on_start(loop)
     if _serve(parent, loop, send, failed):
         loop.post("stop")
         loop.join()
