@@ -43,7 +43,7 @@ from serve.workers.group_settings import GroupSettings
 from serve.workers.group_watch import GroupWatch
 from serve.workers.launchers.port import Launcher, RankProcess
 from serve.workers.nodes import LocalNode, Nodes
-from serve.workers.processes import GROUP_VARIABLE, GroupMark, Reaper, kill_stale_groups
+from serve.workers.processes import GROUP_VARIABLE, GroupMark, Reaper, kill_stale_groups, start_reaper
 from serve.workers.streams import StreamGuard
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ class WorkerGroup:
         stale = await asyncio.to_thread(kill_stale_groups, self._settings.kill_limit_s)
         if stale:
             logger.warning("Killed what dead groups had left on this machine: %s", ", ".join(stale))
-        self._reaper = await asyncio.to_thread(Reaper, self._mark)
+        self._reaper = await asyncio.to_thread(start_reaper, self._mark)
         used: GpuMemory = await asyncio.to_thread(used_gpu_memory) if self._gpus else {}
         before = {gpu: used[gpu] for gpu in self._gpus if gpu in used}
         self._memory.setdefault(self._nodes.here, {}).update(before)

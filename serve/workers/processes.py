@@ -3,11 +3,14 @@
 Every process of a group carries `RAYTRT_GROUP` in the environment it was started with, which its children inherit and
 `/proc/PID/environ` shows. The mark names the group, the rank, and the owner: the process whose death ends the rest. A
 tiny reaper (`serve/workers/reaper.py`) of each owner kills what carries the mark when the owner dies; a starting group
-kills what dead owners have left behind, should their reapers have died as well. Linux only.
+kills what dead owners have left behind, should their reapers have died as well.
+
+Linux only: elsewhere (a laptop, with an engine in its replica's process) no marks are to be found, and no reapers run.
 """
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from pathlib import Path
 GROUP_VARIABLE = "RAYTRT_GROUP"
 _PREFIX = f"{GROUP_VARIABLE}=".encode()
 _REAPER = Path(__file__).with_name("reaper.py")
+_IS_LINUX = sys.platform == "linux"
 _POLL_S = 0.02  # between two looks at processes that were killed and have not gone yet
 
 
@@ -116,6 +120,11 @@ def kill_stale_groups(limit_s: float) -> list[str]:
     return sorted(stale)
 
 
+def start_reaper(mark: GroupMark, lease_s: float | None = None) -> "Reaper | None":
+    """Start a reaper for what this process owns, where there can be one. Blocks for 50 ms."""
+    return Reaper(mark, lease_s) if _IS_LINUX else None
+
+
 class Reaper:
     """A process that kills what carries a mark when this process dies. Survives whatever kills this process.
 
@@ -173,13 +182,15 @@ def start_ticks(pid: int) -> int | None:
 @cache
 def this_machine() -> str:
     """Return what tells this machine, this boot and this process namespace from others."""
+    if not _IS_LINUX:
+        return platform.node()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
     return f"{boot}-{namespace}"
 
 
 def _all_marks() -> Iterator[tuple[int, GroupMark]]:
-    for entry in os.listdir("/proc"):
+    for entry in os.listdir("/proc") if _IS_LINUX else ():
         if not entry.isdigit():
             continue
         try:

@@ -17,7 +17,7 @@ from serve.engines.remote.server import EngineServer
 from serve.logs import configure_logging
 from serve.workers.gpu_memory import used_gpu_memory
 from serve.workers.launchers.port import RankProcess
-from serve.workers.processes import GROUP_VARIABLE, GroupMark, Reaper
+from serve.workers.processes import GROUP_VARIABLE, GroupMark, start_reaper
 from serve.workers.rank_program import RankPlace, RankProgram, device_index
 
 
@@ -48,7 +48,7 @@ class Rank:
         configure_logging()
         self._order = order
         mark = GroupMark.from_text(os.environ[GROUP_VARIABLE])
-        self._reaper = Reaper(mark, order.lease_s)
+        self._reaper = start_reaper(mark, order.lease_s)
         self._place = RankPlace(order.rank, order.world_size, device_index=_own_device())
         self._meeting: Any = None
         self._server: EngineServer | None = None
@@ -85,7 +85,8 @@ class Rank:
 
     async def beat(self) -> None:
         """Show that the process goes on."""
-        self._reaper.renew()
+        if self._reaper is not None:
+            self._reaper.renew()
 
     async def leave(self) -> None:
         """End the program, if it can be told."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ class RankWatch:
     def add(self, process: RankProcess) -> None:
         """Watch a rank of this node; one that is dead already is told as such."""
         self.remove(process.rank)
+        if sys.platform != "linux":
+            return  # there are no pidfds; what can beat is watched by that
         try:
             pidfd = os.pidfd_open(process.pid)
         except ProcessLookupError:

@@ -32,9 +32,14 @@ class _Stream:
         self.pending_tokens = pending_tokens
 
     def cut(self) -> None:
-        if self.task is not None and self.cancelling is None:
-            self.cancelling = self.task.cancelling()
-            self.task.cancel()
+        if self.task is None or self.cancelling is not None:
+            return
+        if self.task is asyncio.current_task():
+            # It is the engine, at work in this task, that tells of the death: cut once it waits again, if it does.
+            asyncio.get_running_loop().call_soon(self.cut)
+            return
+        self.cancelling = self.task.cancelling()
+        self.task.cancel()
 
     def was_cut_alone(self, task: asyncio.Task[Any]) -> bool:
         """Take back our cancellation; whether nobody else wants the task cancelled as well."""
@@ -96,6 +101,8 @@ class StreamGuard:
         try:
             stream.task = asyncio.current_task()
             async for delta in source:
+                if stream.cancelling is not None and stream.task is not None:
+                    stream.was_cut_alone(stream.task)  # cut, and yet there is a delta: the engine caught it
                 stream.task = None
                 self.deltas += 1
                 if delta.prefill is not None:
@@ -109,6 +116,7 @@ class StreamGuard:
             self._explain_cancellation(stream)
             raise
         except EngineDead as exc:
+            stream.task = None  # it is at its end, and need not be cut for what it is about to tell
             self._on_death(str(exc))
             raise
         finally:
@@ -142,6 +150,7 @@ class StreamGuard:
             raise EngineDead(self._closed or "the engine is gone") from None
 
     async def _leave(self, stream: _Stream, source: AsyncGenerator[Any, None]) -> None:
-        if stream.task is not None:
-            stream.was_cut_alone(stream.task)  # cut, but something else ended it first
+        task, stream.task = stream.task, None
+        if task is not None:
+            stream.was_cut_alone(task)  # cut, but something else ended it first
         await source.aclose()

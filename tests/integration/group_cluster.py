@@ -144,6 +144,7 @@ class GroupCluster:
             GroupReplica,
             name="group",
             num_replicas=1,
+            max_ongoing_requests=512,
             health_check_period_s=0.5,
             health_check_timeout_s=30,
             graceful_shutdown_wait_loop_s=0.1,

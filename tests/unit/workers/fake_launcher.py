@@ -69,7 +69,12 @@ class FakeLauncher:
     async def launch(self, observer: RankObserver) -> Engine:
         """Start the processes, then the engine."""
         for rank in range(self._world_size):
-            process = await asyncio.to_thread(self._start_rank)
+            starting = asyncio.ensure_future(asyncio.to_thread(self._start_rank))
+            try:
+                process = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                await starting  # nothing begins to live after the launch has come to its end
+                raise
             observer.rank_started(RankProcess(rank, "", process.pid, psutil.Process(process.pid).create_time()))
         if self._hang:
             await asyncio.Event().wait()
