@@ -31,7 +31,8 @@ from serve.errors import EngineDead, Overloaded, RequestError
 _log = logging.getLogger(__name__)
 
 Load = Callable[[Path, TrtllmSettings, ParallelLayout, Orchestration], Awaitable[Loaded]]
-PROBE_AFTER_S = 30.0
+PROBE_AFTER_S = 30.0  # without a request
+POKE_AFTER_S = 3.0  # without a response to any of those in flight
 PROBE_TIMEOUT_S = 60.0
 
 
@@ -115,7 +116,7 @@ class TrtllmEngine:
         self._loaded = loaded
         self._feed.start()
         self._health.start()
-        self._prober = asyncio.ensure_future(self._probe_when_idle())
+        self._prober = asyncio.ensure_future(self._keep_probing())
         self._last_progress_s = time.monotonic()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
@@ -188,6 +189,8 @@ class TrtllmEngine:
         except EngineDead as exc:
             self._die(exc)
             raise
+        if not len(self._flights):
+            self._note_progress()
         self._flights.add(flight)
         flight.task = asyncio.ensure_future(pump(flight, loaded, self._flights, self._die, self._note_progress))
         return flight
@@ -229,24 +232,32 @@ class TrtllmEngine:
     def _note_progress(self) -> None:
         self._last_progress_s = time.monotonic()
 
-    async def _probe_when_idle(self) -> None:
-        """Generate a token now and then while nobody asks for one: only that tells whether an engine still can."""
+    async def _keep_probing(self) -> None:
+        """Generate a token now and then while the engine tells nothing: only that shows whether it still can."""
         while True:
-            await asyncio.sleep(PROBE_AFTER_S)
-            if len(self._flights) or time.monotonic() - self._last_progress_s < PROBE_AFTER_S:
-                continue
-            assert self._loaded is not None, "it was started"
-            try:
-                async with asyncio.timeout(PROBE_TIMEOUT_S):
-                    await self._loaded.probe()
+            await asyncio.sleep(1.0)
+            quiet_s = time.monotonic() - self._last_progress_s
+            if quiet_s >= (POKE_AFTER_S if len(self._flights) else PROBE_AFTER_S):
+                await self._probe()
                 self._note_progress()
-            except TimeoutError:
-                if not len(self._flights):  # else it may only be slow, and the watchdog looks after those
-                    self._die(EngineDead(f"an idle engine did not generate one token in {PROBE_TIMEOUT_S:.0f} s"))
-            except EngineDead as exc:
-                self._die(exc)
-            except RequestError as exc:
-                _log.warning("The probe of the idle engine failed: %s", exc)
+
+    async def _probe(self) -> None:
+        """Generate one token.
+
+        With requests in flight the answer may be long in coming, and the watchdog of the group looks after them. But
+        asking alone makes 1.2.x raise an error of its background threads, which it tells nobody of otherwise.
+        """
+        assert self._loaded is not None, "it was started"
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await self._loaded.probe()
+        except TimeoutError:
+            if not len(self._flights):
+                self._die(EngineDead(f"an idle engine did not generate one token in {PROBE_TIMEOUT_S:.0f} s"))
+        except EngineDead as exc:
+            self._die(exc)
+        except RequestError as exc:
+            _log.warning("A probe of the engine failed: %s", exc)
 
     def _report_sickness(self, reason: str) -> None:
         """Called by the health thread."""

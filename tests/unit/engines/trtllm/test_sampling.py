@@ -136,7 +136,8 @@ KNOWN = {
     [("repetition_penalty", 1.1), ("presence_penalty", 0.1), ("frequency_penalty", 0.1), ("min_p", 0.1), ("seed", 0)],
 )
 def test_what_the_default_sampler_of_1_2_ignores_is_refused(name: str, value: float) -> None:
-    params = SamplingParams(**{name: value})
+    sampling: dict[str, Any] = {name: value}
+    params = SamplingParams(**sampling)
     for sampler in ("auto", "torch"):
         with pytest.raises(RequestError, match="sampler: trtllm") as raised:
             check_sampling(params, support(Line.V1_2, sampler=sampler), 5, 1000)
@@ -148,9 +149,9 @@ def test_what_the_default_sampler_of_1_2_ignores_is_refused(name: str, value: fl
 
 def test_penalties_that_would_count_the_prompt_are_refused() -> None:
     found = support(Line.NEWEST, fields=frozenset())
-    for name in ("presence_penalty", "frequency_penalty"):
+    for params in (SamplingParams(presence_penalty=0.1), SamplingParams(frequency_penalty=0.1)):
         with pytest.raises(RequestError, match="prompt"):
-            check_sampling(SamplingParams(**{name: 0.1}), found, 5, 1000)
+            check_sampling(params, found, 5, 1000)
     check_sampling(SamplingParams(repetition_penalty=1.1), found, 5, 1000)
 
 

@@ -169,7 +169,8 @@ def test_times_that_make_no_sense_are_not_told() -> None:
 
 @given(chunks=st.lists(st.lists(st.integers(10, 20), max_size=4), max_size=8), ends_with_stop=st.booleans())
 def test_whatever_the_chunks_each_token_comes_once(chunks: list[list[int]], ends_with_stop: bool) -> None:
-    output, found, deltas = Output(logprobs=[]), reader(logprobs=0), []
+    output, found = Output(logprobs=[]), reader(logprobs=0)
+    deltas: list[TokenDelta | None] = []
     for chunk in chunks:
         output.token_ids.extend(chunk)
         assert output.logprobs is not None
