@@ -86,7 +86,7 @@ def run_faults(cluster: GroupCluster) -> list[Timeline]:
 def measure(cluster: GroupCluster, handle: Any, name: str, fault: Callable[[dict[str, Any]], None]) -> Timeline:
     """Let one fault happen under load, and follow what becomes of the group."""
     group = cluster.until_replaced(handle, "")
-    streams = [handle.run.remote(f"s{number}", 100_000) for number in range(STREAMS)]
+    streams = [handle.run.remote(f"s{number}", 12_000) for number in range(STREAMS)]
     until(lambda: len(handle.run.remote("probe", 20).result()) == 20, "it does not serve")
     fault_s = time.monotonic()
     fault(group)

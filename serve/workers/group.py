@@ -317,10 +317,11 @@ class WorkerGroup:
 
     async def _await_memory(self) -> None:
         settings = self._settings
+        # What a rank in this process holds is given back with this process, and not before.
+        memory = {node: before for node, before in self._memory.items() if before and self._ranks}
         waits = [
             self._nodes.wait_for_memory(node, before, settings.memory_tolerance_bytes, settings.memory_limit_s)
-            for node, before in self._memory.items()
-            if before
+            for node, before in memory.items()
         ]
         held: list[str] = []
         try:

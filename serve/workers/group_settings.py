@@ -43,7 +43,7 @@ class GroupSettings(StrictModel):
         default=15.0, description="How long the GPUs' memory is waited for once the ranks are gone."
     )
     memory_tolerance_bytes: NonNegativeInt = Field(
-        default=512 * 2**20, description="Memory that may be in use beyond what was before the start."
+        default=2**30, description="Memory that may be in use beyond what was before the start."
     )
     lease_s: PositiveFloat = Field(
         default=60.0,
