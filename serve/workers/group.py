@@ -238,12 +238,21 @@ class WorkerGroup:
             return
         entry = LogEntry(time.monotonic(), before, event, self._group, actions)
         self._log.append(entry)
-        level = logging.WARNING if self._group.state in (GroupState.DEGRADED, GroupState.FAILED) else logging.INFO
-        logger.log(level, "Group %s: %s", self.id, to_line(entry))
+        self._tell(entry)
         if self._group.state is not GroupState.STARTING:
             self._left.set()
         for action in actions:
             self._carry_out(action)
+
+    def _tell(self, entry: LogEntry) -> None:
+        state, reason = self._group.state, self._group.reason
+        if state is not entry.before.state:
+            level = logging.WARNING if state in (GroupState.DEGRADED, GroupState.FAILED) else logging.INFO
+            logger.log(level, "Group %s is %s%s", self.id, state.value, f": {reason}" if reason else ".")
+        logger.debug("Group %s: %s", self.id, to_line(entry))
+        if state is GroupState.STOPPED and any(e.after.state is GroupState.FAILED for e in self._log):
+            for past in self._log:  # what is needed to decide it all again
+                logger.info("Group %s: %s", self.id, to_line(past))
 
     def _carry_out(self, action: Action) -> None:
         match action:

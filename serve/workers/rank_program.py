@@ -92,6 +92,8 @@ class TransformersProgram:
         run_follower(self.model_dir, self.settings, self._tensor_rank(place), _no_beat)
 
     def _tensor_rank(self, place: RankPlace) -> Any:
+        if place.world_size == 1:
+            return None  # there is nobody to talk to
         from serve.engines.transformers.tensor_parallel import TensorRank
 
         assert place.meeting is not None
