@@ -16,8 +16,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from serve.core.blocks import block_hashes, chain_seed
 from serve.core.parallel import ParallelLayout
@@ -87,15 +90,29 @@ class HostedTrtllm(RemoteEngine):
         await super().start()
 
     async def stop(self) -> None:
+        ranks = self.ranks()
         await super().stop()
         if self.process is not None:
             try:
                 async with asyncio.timeout(10):
-                    await self.process.communicate()
+                    await self.process.wait()
             except TimeoutError:
                 self.process.kill()
-                await self.process.wait()
+            for rank in ranks:  # those of 1.2.x outlive a process whose shutdown hangs; launchers see to that
+                with suppress(psutil.NoSuchProcess):
+                    rank.kill()
+            await self.process.communicate()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def ranks(self) -> list[psutil.Process]:
+        """Return the processes below the hosting one."""
+        if self.process is None or self.process.returncode is not None:
+            return []
+        try:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+            return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+        except psutil.NoSuchProcess:
+            return []
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process."""

@@ -123,6 +123,8 @@ class LLM(BaseLLM):
         pretrained = {
             "architecture": hf_config["architectures"][0],
             "dtype": dtype if args.dtype == "auto" else args.dtype,
+            "vocab_size": hf_config["vocab_size"],
+            "max_position_embeddings": hf_config.get("max_position_embeddings"),
             "mapping": mapping,
             "quantization": _plain(args.quant_config) if args.quant_config else {"quant_algo": None},
             "double_hf_config": hf_config,
