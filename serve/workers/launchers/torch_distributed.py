@@ -24,7 +24,7 @@ from serve.core.placement import PlacementError, PlacementPlan, actor_options, o
 from serve.engines.protocol import Engine
 from serve.engines.remote.client import RemoteEngine
 from serve.errors import ConfigError, EngineDead, RayTRTError
-from serve.workers.engine_env import EngineEnv
+from serve.workers.engine_env import EngineEnv, check_engine_env
 from serve.workers.group_settings import GroupSettings
 from serve.workers.launchers.port import RankObserver, RankProcess
 from serve.workers.nodes import Nodes, RayNodes
@@ -71,6 +71,8 @@ class TorchDistributedLauncher:
     async def launch(self, observer: RankObserver) -> Engine:
         """Start an actor for each rank, then the engine; see the port."""
         mark = GroupMark.from_text(os.environ[GROUP_VARIABLE])
+        if self._env is not None:
+            logger.info("The ranks get an environment of their own: %s.", await check_engine_env(self._env))
         await self._start_actors(mark)
         for process in await self._ask_all("describe"):
             self._processes.append(process)

@@ -175,7 +175,8 @@ async def test_a_prompt_is_pending_until_its_first_delta(bench: Bench) -> None:
 
 async def test_errors_of_a_request_pass(bench: Bench) -> None:
     async def refusing() -> AsyncGenerator[TokenDelta, None]:
-        raise RequestError("too long")
+        for error in (RequestError("too long"),):
+            raise error
         yield TokenDelta()
 
     with pytest.raises(RequestError, match="too long"):
