@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ from serve.workers.streams import StreamGuard
 
 logger = logging.getLogger(__name__)
 
+_MAX_LOG = 1000  # entries kept; a group that comes and goes between `ready` and `degraded` writes two each time
 _FAILED_ENGINE_STOP_S = 2.0  # a failed engine may free what is in this process; its ranks are killed meanwhile
 
 
@@ -70,7 +72,7 @@ class WorkerGroup:
         self._gpus = tuple(gpus)
         self._mark = GroupMark.of_this_process(f"g{secrets.token_hex(6)}")
         self._group = Group()
-        self._log: list[LogEntry] = []
+        self._log: deque[LogEntry] = deque(maxlen=_MAX_LOG)
         self._engine: Engine | None = None
         self._streams = StreamGuard(self._engine_died, self._prefilled)
         self._watch: GroupWatch | None = None
@@ -99,7 +101,7 @@ class WorkerGroup:
 
     @property
     def log(self) -> Sequence[LogEntry]:
-        """What happened so far; `serve.core.group_state.replay` decides it again."""
+        """The last things that happened; `serve.core.group_state.replay` decides them again."""
         return tuple(self._log)
 
     # Engine port
