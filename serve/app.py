@@ -2,14 +2,20 @@
 
 from typing import Any
 
+import ray
 from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from serve.config import AppConfig, ModelConfig, parse_app_config
+from serve.core.placement import PlacementError, PlacementPlan, actor_options, check_feasible
 from serve.engines.factory import context_limit
+from serve.errors import ConfigError
 from serve.ingress.deployment import Gateway, GatewayModel
+from serve.workers.cluster import cluster_grows, mpi_works_in_cluster
+from serve.workers.launch import EngineLaunch, fallback_launch, plan_launch
+from serve.workers.nodes import living_nodes
 from serve.workers.replica import EngineReplica
 
 GATEWAY = "gateway"
@@ -49,7 +55,13 @@ def _bind_gateway(config: AppConfig) -> Application:
     )
     return deployment.bind(
         models=[
-            GatewayModel(model.id, str(model.directory), model.deployment_name, context_limit(model.engine))
+            GatewayModel(
+                model.id,
+                str(model.tokenizer_directory),
+                model.deployment_name,
+                context_limit(model.engine),
+                has_fallback=model.fallback is not None,
+            )
             for model in config.models
         ],
         handles={model.id: _bind_model(model) for model in config.models},
@@ -59,13 +71,13 @@ def _bind_gateway(config: AppConfig) -> Application:
 
 def _bind_model(model: ModelConfig) -> Application:
     limits = model.limits
+    launch = _plan(model)
     scale: dict[str, Any] = {"num_replicas": model.replicas or 1}
     if model.autoscaling is not None:
         scale = {"autoscaling_config": AutoscalingConfig(**model.autoscaling.model_dump())}
     deployment = ray_serve.deployment(
         EngineReplica,
         name=model.deployment_name,
-        ray_actor_options=model.resources.to_ray_actor_options(),
         max_ongoing_requests=limits.max_ongoing_requests,
         max_queued_requests=limits.max_queued_requests,
         health_check_period_s=limits.health_check_period_s,
@@ -73,6 +85,42 @@ def _bind_model(model: ModelConfig) -> Application:
         graceful_shutdown_timeout_s=limits.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         logging_config=QUIET,
+        **_placement_options(launch.plan),
         **scale,
     )
-    return deployment.bind(model_id=model.id, model_dir=str(model.directory), engine=model.engine)
+    fallback = fallback_launch(launch, model.fallback) if model.fallback is not None else None
+    return deployment.bind(
+        model_id=model.id, launch=launch, fallback=fallback, max_start_failures=model.max_start_failures
+    )
+
+
+def _plan(model: ModelConfig) -> EngineLaunch:
+    """Decide how a model's ranks are started and placed, and check that the cluster has room for one replica.
+
+    Raises:
+        ConfigError: It never could, as it is now.
+    """
+    try:
+        plan = plan_launch(
+            model.engine,
+            model.parallel,
+            model.resources,
+            mpi_works=lambda: mpi_works_in_cluster(model.engine_env),
+            model_dir=model.directory,
+            # An engine that failed leaves traces in its process, which must not be the one that serves instead.
+            own_process=model.engine_env is not None or model.fallback is not None,
+        )
+        if ray.is_initialized() and not cluster_grows():
+            check_feasible(plan, tuple(living_nodes().values()))
+    except PlacementError as exc:
+        raise ConfigError(f"models[{model.id}].parallel: {exc}") from None
+    except ConfigError as exc:
+        raise ConfigError(f"models[{model.id}]: {exc}") from None
+    return EngineLaunch(model.engine, str(model.directory), plan, model.engine_env, model.watch)
+
+
+def _placement_options(plan: PlacementPlan) -> dict[str, Any]:
+    """Return where a replica goes; one that is all of its plan needs no placement group."""
+    if len(plan.bundles) == 1:
+        return {"ray_actor_options": actor_options(plan.bundles[0])}
+    return plan.serve_options()

@@ -5,12 +5,17 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
+from serve.core.parallel import ParallelLayout
 from serve.core.strict_model import StrictModel, describe_mistakes
 from serve.engines.simulated.settings import SimulatedSettings
 from serve.engines.transformers.settings import TransformersSettings
+from serve.engines.trtllm.settings import TrtllmSettings
 from serve.errors import ConfigError
 from serve.ingress.settings import GatewaySettings
-from serve.workers.settings import ReplicaResources, ReplicaSettings, ScalingSettings
+from serve.workers.engine_env import EngineEnv
+from serve.workers.group_settings import GroupSettings
+from serve.workers.launch import check_fallback, check_launch
+from serve.workers.settings import RankResources, ReplicaSettings, ScalingSettings
 
 IMPORT_PATH = "serve.app:build_app"
 BUILTIN_MODELS = Path(__file__).parent / "models"
@@ -22,8 +27,13 @@ def _engine_section(value: Any) -> Any:
 
 
 EngineSettings = Annotated[
-    TransformersSettings | SimulatedSettings, Field(discriminator="kind"), BeforeValidator(_engine_section)
+    TrtllmSettings | TransformersSettings | SimulatedSettings,
+    Field(discriminator="kind"),
+    BeforeValidator(_engine_section),
 ]
+
+
+Fallback = Annotated[TransformersSettings, BeforeValidator(_engine_section)]
 
 
 class ModelConfig(StrictModel):
@@ -37,18 +47,47 @@ class ModelConfig(StrictModel):
         description="Checkpoint directory (config.json, tokenizer.json, *.safetensors), the same path on every node; "
         "or builtin:quickstart, the small model that comes with the package.",
     )
+    tokenizer: str | None = Field(
+        default=None,
+        description="Directory of the tokenizer's files and the Hugging Face config.json, on every gateway's node; "
+        "None: the model's own, or the folder `tokenizer` in it.",
+    )
     engine: EngineSettings = Field(
         default=TransformersSettings(), description="Name of an engine, or a section with its `kind` and settings."
     )
     replicas: PositiveInt | None = Field(default=None, description="A fixed number of replicas; default 1.")
     autoscaling: ScalingSettings | None = Field(default=None, description="A number that follows the load instead.")
-    resources: ReplicaResources = ReplicaResources()
+    parallel: ParallelLayout = ParallelLayout()
+    engine_env: EngineEnv | None = Field(
+        default=None,
+        description="The Python environment of the engine, if it is not the gateway's; see docs/environments.md.",
+    )
+    fallback: Fallback | None = Field(
+        default=None,
+        description="`transformers`, or a section with its settings: what serves the model if its engine fails to "
+        "start `max_start_failures` times. /health, a metric and a header of every answer then say so.",
+    )
+    max_start_failures: PositiveInt = Field(
+        default=2, description="How often a replica tries to start the engine; then the fallback, or the replica fails."
+    )
+    resources: RankResources = RankResources()
     limits: ReplicaSettings = ReplicaSettings()
+    watch: GroupSettings = GroupSettings()
 
     @model_validator(mode="after")
     def _replicas_or_autoscaling(self) -> Self:
         if self.replicas is not None and self.autoscaling is not None:
             raise ValueError("`replicas` and `autoscaling` exclude each other; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _layout_fits_engine(self) -> Self:
+        try:
+            check_launch(self.engine, self.parallel, self.resources)
+        except ConfigError as exc:
+            raise ValueError(str(exc)) from None
+        if self.fallback is not None:
+            check_fallback(self.engine, self.parallel)
         return self
 
     @property
@@ -57,6 +96,14 @@ class ModelConfig(StrictModel):
         if self.model.startswith(_BUILTIN):
             return BUILTIN_MODELS / self.model.removeprefix(_BUILTIN)
         return Path(self.model).expanduser()
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        """Where the gateway finds what it needs of the model; a TensorRT engine has no tokenizer of its own."""
+        if self.tokenizer is not None:
+            return Path(self.tokenizer).expanduser()
+        inside = self.directory / "tokenizer"
+        return inside if inside.is_dir() and not (self.directory / "tokenizer.json").is_file() else self.directory
 
     @property
     def deployment_name(self) -> str:
@@ -68,10 +115,14 @@ class ModelConfig(StrictModel):
         if self.model.startswith(_BUILTIN) and not self.directory.is_dir():
             known = ", ".join(f"{_BUILTIN}{path.name}" for path in sorted(BUILTIN_MODELS.iterdir()) if path.is_dir())
             raise ConfigError(f"models[{self.id}].model: {self.model!r} is not built in; there is {known}")
-        missing = [name for name in ("config.json", "tokenizer.json") if not (self.directory / name).is_file()]
+        self._check_directory("model", self.directory, "config.json")
+        self._check_directory("tokenizer" if self.tokenizer else "model", self.tokenizer_directory, "tokenizer.json")
+
+    def _check_directory(self, setting: str, directory: Path, needed: str) -> None:
+        missing = [name for name in dict.fromkeys(("config.json", needed)) if not (directory / name).is_file()]
         if missing:
             raise ConfigError(
-                f"models[{self.id}].model: {self.directory} has no {' and no '.join(missing)}; give the directory of a "
+                f"models[{self.id}].{setting}: {directory} has no {' and no '.join(missing)}; give the directory of a "
                 "Hugging Face checkpoint, with the same path on every node"
             )
 

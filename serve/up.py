@@ -43,7 +43,12 @@ def up(config: ConfigFile, address: str | None) -> int:
     if address is not None:
         command += ["--address", address]
     # Ray Serve's own log lines go to its files only; what matters to an operator, RayTRT says itself.
-    environ = {**SERVE_FLAGS, "RAY_SERVE_LOG_TO_STDERR": "0", **os.environ}
+    # gRPC would report every process that a replica starts as a fork that it had to look past.
+    quiet = {"RAY_SERVE_LOG_TO_STDERR": "0", "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    environ = {**SERVE_FLAGS, **quiet, **os.environ}
+    if address is None:
+        # `serve run` alone would join any Ray that happens to run on this machine, and leave its Serve there.
+        environ["RAY_ADDRESS"] = "local"
     # A shell that starts this in the background has SIGINT ignored, and `serve run` would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # In a process group of its own, so that a terminal's Ctrl-C reaches it once: through this process.

@@ -9,11 +9,15 @@ from serve.config import AppConfig
 TARGET = Path(__file__).parents[1] / "docs/configuration.md"
 FIRST = (
     "ModelConfig",
-    "ReplicaResources",
+    "ParallelLayout",
+    "RankResources",
+    "EngineEnv",
+    "GroupSettings",
     "ScalingSettings",
     "ReplicaSettings",
     "GatewayConfig",
     "GatewaySettings",
+    "TrtllmSettings",
     "TransformersSettings",
     "SimulatedSettings",
 )

@@ -8,7 +8,7 @@ from serve.core.strict_model import StrictModel
 
 
 class ParallelLayout(StrictModel):
-    """How one engine is cut into ranks, one GPU each. Rank r is tensor shard r % tensor of pipeline stage r // tensor."""
+    """How one engine is cut into ranks. Rank r is tensor shard r % tensor of pipeline stage r // tensor."""
 
     tensor: PositiveInt = Field(default=1, description="GPUs that share each layer; they talk in every layer.")
     pipeline: PositiveInt = Field(default=1, description="Groups of layers, each on `tensor` GPUs of its own.")

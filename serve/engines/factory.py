@@ -4,20 +4,38 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+from serve.core.parallel import ParallelLayout
 from serve.engines.protocol import Engine
 from serve.engines.simulated.settings import SimulatedSettings
 from serve.engines.transformers.settings import TransformersSettings
+from serve.engines.trtllm.orchestration import Orchestration
+from serve.engines.trtllm.settings import TrtllmSettings
 
-AnyEngineSettings = TransformersSettings | SimulatedSettings
+AnyEngineSettings = TrtllmSettings | TransformersSettings | SimulatedSettings
 
 
-def make_engine(settings: AnyEngineSettings, model_dir: Path) -> Engine:
-    """Make the engine that `settings` describes; `start` loads the model.
+def make_engine(
+    settings: AnyEngineSettings,
+    model_dir: Path,
+    layout: ParallelLayout | None = None,
+    orchestration: Orchestration | None = None,
+) -> Engine:
+    """Make the engine that `settings` describes, or of several ranks the first; `start` loads the model.
+
+    Args:
+        settings: Which engine, and how.
+        model_dir: Its checkpoint on this node.
+        layout: How it is cut; None: not at all.
+        orchestration: Who starts the ranks of TensorRT-LLM; None: there is one, in this process.
 
     Raises:
         ConfigError: The engine's library is not installed.
     """
     match settings:
+        case TrtllmSettings():
+            from serve.engines.trtllm.engine import TrtllmEngine
+
+            return TrtllmEngine(model_dir, settings, layout or ParallelLayout(), orchestration or Orchestration())
         case SimulatedSettings():
             from serve.engines.simulated.engine import SimulatedEngine
 
@@ -31,6 +49,9 @@ def make_engine(settings: AnyEngineSettings, model_dir: Path) -> Engine:
 def context_limit(settings: AnyEngineSettings) -> int | None:
     """Return how many tokens of prompt and output an engine takes by its settings; None: as many as the model."""
     match settings:
+        case TrtllmSettings():
+            cache_tokens = settings.kv_cache.max_tokens
+            return min((limit for limit in (settings.context_tokens, cache_tokens) if limit is not None), default=None)
         case SimulatedSettings():
             limits = settings.make_limits()
             return min(settings.context_tokens, limits.total_blocks * limits.tokens_per_block)

@@ -3,42 +3,42 @@
 import logging
 from contextlib import aclosing
 from dataclasses import asdict
-from pathlib import Path
 
+from msgspec.structs import replace
 from ray import serve as ray_serve
+from ray.exceptions import RayActorError
 
 from serve.core.request import GenerateRequest
 from serve.datapath.frames import ReplyAddress
 from serve.datapath.sender import DeltaSender, ReplyStream
-from serve.engines.factory import AnyEngineSettings, make_engine
-from serve.engines.protocol import Engine
 from serve.errors import EngineDead, RayTRTError
 from serve.logs import configure_logging
+from serve.workers.groups import make_group
+from serve.workers.launch import EngineLaunch
+from serve.workers.starting import start_engine
 
 logger = logging.getLogger(__name__)
 
 
 class EngineReplica:
-    """One replica, one engine.
+    """One replica, one engine on all its ranks.
 
     Args:
         model_id: The model's id, for the log.
-        model_dir: Its checkpoint directory on this node.
-        engine: Which engine, and its settings.
+        launch: Its engine.
+        fallback: What serves it if that does not start.
+        max_start_failures: How often it is tried.
     """
 
-    async def __init__(self, model_id: str, model_dir: str, engine: AnyEngineSettings) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, model_id: str, launch: EngineLaunch, fallback: EngineLaunch | None, max_start_failures: int
+    ) -> None:
         configure_logging()
-        # Serve awaits __init__. The engine is made here: it owns threads and GPUs, and cannot be pickled.
-        self._engine: Engine = make_engine(engine, Path(model_dir))
+        # The engine is made here: it owns threads, GPUs and processes, and cannot be pickled.
+        self._group, is_fallback = await start_engine(model_id, launch, fallback, max_start_failures, make_group)
+        info = self._group.info
+        self._fallback = info.engine if is_fallback else ""
         self._sender = DeltaSender(ray_serve.get_replica_context().replica_id.to_full_id_str())
-        try:
-            await self._engine.start()
-        except Exception as exc:
-            # Serve tells this to its controller's log and tries again; say it where the operator looks.
-            logger.error("%s does not start: %s", model_id, exc)
-            raise
-        info = self._engine.info
         logger.info(
             "Serving %s with %s on %s: context %d tokens, %d KV blocks of %d tokens.",
             model_id,
@@ -66,23 +66,38 @@ class EngineReplica:
 
     async def _stream(self, request: GenerateRequest, reply: ReplyStream) -> None:
         # If this coroutine is cancelled, `async for` alone leaves the generator open and its KV blocks taken.
-        async with aclosing(self._engine.generate(request)) as deltas:
+        async with aclosing(self._group.generate(request)) as deltas:
             async for delta in deltas:
                 if reply.lost:
                     return  # the gateway is gone, and its clients with it
+                if delta.prefill is not None and self._fallback:
+                    delta = replace(delta, prefill=replace(delta.prefill, fallback=self._fallback))
                 reply.send(delta)
 
-    def check_health(self) -> None:
-        """Called by Serve; raising three times in a row has the replica replaced."""
-        self._engine.check_health()
+    def fallback_engine(self) -> str:
+        """Return the engine that serves in the place of the configured one; empty if that one does."""
+        return self._fallback
+
+    async def check_health(self) -> None:
+        """Called by Serve. An engine that died has the replica replaced at once, and not after three failures.
+
+        Raises:
+            RayActorError: It died; nothing is left of it, and its GPUs' memory is free.
+        """
+        try:
+            self._group.check_health()
+        except EngineDead as exc:
+            await self._group.wait_until_stopped()
+            # Serve takes this for the crash of the replica itself, which it will not wait for.
+            raise RayActorError(error_msg=f"the engine died: {exc}") from None
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve, for autoscaling policies: the engine's load."""
-        return {name: float(value) for name, value in asdict(self._engine.stats()).items()}
+        return {name: float(value) for name, value in asdict(self._group.stats()).items()}
 
     async def __del__(self) -> None:
         # Serve awaits the destructor when the replica has drained.
-        if hasattr(self, "_engine"):
-            await self._engine.stop()
+        if hasattr(self, "_group"):
+            await self._group.stop()
         if hasattr(self, "_sender"):
             self._sender.close()

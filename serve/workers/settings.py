@@ -1,31 +1,40 @@
 """ReplicaSettings and ScalingSettings: how one model's replicas are placed, limited, watched and scaled by Serve."""
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from serve.core.strict_model import StrictModel
 
 
-class ReplicaResources(StrictModel):
-    """What one replica reserves of its Ray node."""
+class RankResources(StrictModel):
+    """What each rank of an engine reserves of its Ray node. An engine without `parallel` is one rank."""
 
     num_cpus: NonNegativeFloat = Field(default=1.0, description="CPU cores; a share of one is allowed.")
-    num_gpus: NonNegativeFloat = Field(default=0.0, description="GPUs; a share of one is allowed.")
+    num_gpus: NonNegativeFloat | None = Field(
+        default=None,
+        description="GPUs: one, or for an engine without `parallel` a share of one. None: one for the trtllm engine, "
+        "none for the others.",
+    )
     memory_bytes: NonNegativeInt | None = Field(default=None, description="Main memory; None reserves none.")
     accelerator_type: str | None = Field(default=None, description="GPU model as Ray names it: H100, A100-80G, L4.")
     custom: dict[str, float] = Field(default={}, description="Custom Ray resources.")
 
-    def to_ray_actor_options(self) -> dict[str, Any]:
-        """Return Serve's `ray_actor_options`."""
-        options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
-        if self.memory_bytes is not None:
-            options["memory"] = self.memory_bytes
+    replica_cpus: NonNegativeFloat = Field(
+        default=0.5, description="CPU cores of the replica's own process, where the ranks have processes of their own."
+    )
+
+    def of_rank(self, default_gpus: float) -> dict[str, float]:
+        """Return what one rank takes, as Ray names resources."""
+        gpus = default_gpus if self.num_gpus is None else self.num_gpus
+        named = {"CPU": self.num_cpus, "GPU": gpus, "memory": float(self.memory_bytes or 0), **self.custom}
         if self.accelerator_type is not None:
-            options["accelerator_type"] = self.accelerator_type
-        if self.custom:
-            options["resources"] = dict(self.custom)
-        return options
+            named[f"accelerator_type:{self.accelerator_type}"] = 0.001  # a label: Ray gives each node one of it
+        return {name: amount for name, amount in named.items() if amount or name == "CPU"}
+
+    def of_replica(self) -> dict[str, float]:
+        """Return what the replica's process takes besides its ranks."""
+        return {"CPU": self.replica_cpus}
 
 
 class ScalingSettings(StrictModel):

@@ -1,0 +1,48 @@
+"""What the decision about a launch has to know of the running cluster."""
+
+import logging
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from serve.workers.engine_env import EngineEnv
+from serve.workers.mpi_probe import mpi_spawns
+from serve.workers.nodes import living_nodes
+
+logger = logging.getLogger(__name__)
+
+_PROBE_LIMIT_S = 120.0
+
+
+def cluster_grows() -> bool:
+    """Return whether an autoscaler may still bring nodes, so that what is missing now is no mistake."""
+    # Ray tells it nowhere else. Without an autoscaler there is no such configuration.
+    return ray._private.state.state.get_cluster_config() is not None
+
+
+def mpi_works_in_cluster(env: EngineEnv | None) -> bool:
+    """Return whether MPI can start processes on a node with GPUs, in the engine's environment.
+
+    False without a cluster, or without such a node yet: the Ray orchestrator works anywhere.
+    """
+    if not ray.is_initialized():
+        return False
+    node = next((node for node in living_nodes().values() if node.total.get("GPU", 0) > 0), None)
+    if node is None:
+        return False
+    options: dict[str, Any] = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node.node_id, soft=False)}
+    if env is not None:
+        options["runtime_env"] = env.to_runtime_env({})
+    try:
+        works = bool(ray.get(_probe.options(**options).remote(), timeout=_PROBE_LIMIT_S))
+    except Exception as exc:  # an environment that cannot be made, a node that dies: the replica will say it better
+        logger.warning("It could not be found out whether MPI can start processes: %s", exc)
+        return False
+    logger.info("MPI can%s start processes on node %s.", "" if works else "not", node.node_id[:8])
+    return works
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def _probe() -> bool:
+    return mpi_spawns()

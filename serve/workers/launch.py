@@ -1,0 +1,137 @@
+"""Which launcher starts an engine, and what its ranks take: decided from the configuration alone, before Ray."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from serve.core.parallel import ParallelLayout
+from serve.core.placement import LauncherKind, PlacementPlan, plan_placement
+from serve.engines.factory import AnyEngineSettings
+from serve.engines.transformers.settings import TransformersSettings
+from serve.engines.trtllm.line import Backend
+from serve.engines.trtllm.model_directory import DirectoryKind, read_model_directory
+from serve.engines.trtllm.orchestration import choose_orchestrator
+from serve.engines.trtllm.settings import TrtllmSettings
+from serve.workers.engine_env import EngineEnv
+from serve.workers.group_settings import GroupSettings
+from serve.workers.settings import RankResources
+
+
+@dataclass(frozen=True)
+class EngineLaunch:
+    """All that a replica has to know to start one engine.
+
+    Attributes:
+        engine: Which engine, and its settings.
+        model_dir: Its checkpoint, at the same path on every node.
+        plan: Who starts the ranks, and what was reserved for them.
+        env: The engine's Python environment, if it is not the replica's.
+        watch: How the ranks are watched.
+    """
+
+    engine: AnyEngineSettings
+    model_dir: str
+    plan: PlacementPlan
+    env: EngineEnv | None
+    watch: GroupSettings
+
+
+def check_launch(engine: AnyEngineSettings, layout: ParallelLayout, resources: RankResources) -> None:
+    """Check that there is a way to start such an engine, wherever it may be.
+
+    Raises:
+        ValueError, ConfigError: There is none; names the setting and the remedy.
+    """
+    if isinstance(engine, TransformersSettings) and layout.pipeline > 1:
+        raise ValueError(
+            f"parallel.pipeline={layout.pipeline}: the transformers engine has tensor parallelism only; use tensor, or "
+            "engine: trtllm"
+        )
+    if not isinstance(engine, TrtllmSettings) and layout.expert is not None:
+        raise ValueError(
+            f"parallel.expert={layout.expert}: the {engine.kind} engine has no expert parallelism; remove it, or use "
+            "engine: trtllm"
+        )
+    gpus = resources.num_gpus
+    if layout.world_size > 1 and gpus is not None and gpus not in (0, 1):
+        raise ValueError(f"resources.num_gpus={gpus:g} is what each of {layout.world_size} ranks takes; use 1, or 0")
+    plan_launch(engine, layout, resources, mpi_works=lambda: True)
+
+
+def check_fallback(engine: AnyEngineSettings, layout: ParallelLayout) -> None:
+    """Check that the transformers engine could take over from `engine`.
+
+    Raises:
+        ValueError: It could not; names the setting and the remedy.
+    """
+    if isinstance(engine, TransformersSettings):
+        raise ValueError("fallback: the engine is `transformers` already; remove `fallback`")
+    if layout.gpus_per_node is not None and layout.gpus_per_node < layout.world_size:
+        raise ValueError(
+            f"fallback: the transformers engine runs on one node, and gpus_per_node={layout.gpus_per_node} spreads "
+            f"{layout.world_size} ranks over several; remove `fallback`, or raise gpus_per_node"
+        )
+
+
+def plan_launch(
+    engine: AnyEngineSettings,
+    layout: ParallelLayout,
+    resources: RankResources,
+    *,
+    mpi_works: Callable[[], bool],
+    model_dir: Path | None = None,
+    own_process: bool = False,
+) -> PlacementPlan:
+    """Decide who starts the ranks, and what a replica reserves for them.
+
+    Args:
+        engine: Which engine.
+        layout: How it is cut into ranks.
+        resources: What one rank takes.
+        mpi_works: Asked only if the answer matters: whether MPI can start processes where the engine will run.
+        model_dir: Its checkpoint; None: not looked at, so that any orchestrator is believed to be able to start it.
+        own_process: The engine is not to live in its replica's process.
+
+    Raises:
+        PlacementError, ConfigError: The orchestrator that was asked for cannot start such a layout.
+    """
+    return plan_placement(
+        layout,
+        _launcher(engine, layout, mpi_works, model_dir),
+        replica=resources.of_replica(),
+        rank=resources.of_rank(default_gpus=1.0 if isinstance(engine, TrtllmSettings) else 0.0),
+        own_environment=own_process,
+    )
+
+
+def fallback_launch(launch: EngineLaunch, engine: TransformersSettings) -> EngineLaunch:
+    """Return how the transformers engine takes over what was reserved for another engine: one actor a GPU.
+
+    Args:
+        launch: Of the other engine, which does not live in the replica's process.
+        engine: Settings of the fallback.
+    """
+    plan, world_size = launch.plan, launch.plan.layout.world_size
+    rank = plan.rank
+    if plan.host_bundle is not None:
+        rank = {
+            name: amount if name.startswith("accelerator_type:") else amount / world_size
+            for name, amount in plan.bundles[plan.host_bundle].items()
+        }
+    plan = replace(
+        plan, launcher="torch_distributed", layout=ParallelLayout(tensor=world_size), rank=rank, host_bundle=None
+    )
+    return replace(launch, engine=engine, plan=plan, env=None)
+
+
+def _launcher(
+    engine: AnyEngineSettings, layout: ParallelLayout, mpi_works: Callable[[], bool], model_dir: Path | None
+) -> LauncherKind:
+    if not isinstance(engine, TrtllmSettings):
+        return "in_process" if layout.world_size == 1 else "torch_distributed"
+    tensorrt = engine.backend == Backend.TENSORRT.value
+    if engine.backend == "auto" and model_dir is not None:
+        tensorrt = read_model_directory(model_dir).kind is not DirectoryKind.HUGGING_FACE
+    one_node = layout.gpus_per_node is None or layout.gpus_per_node >= layout.world_size
+    matters = layout.world_size > 1 and one_node and engine.orchestrator in ("auto", "mpi") and not tensorrt
+    return choose_orchestrator(engine.orchestrator, layout, mpi_works() if matters else True, tensorrt)
