@@ -42,6 +42,10 @@ class AsyncQueue:
                 await asyncio.wait_for(self._event.wait(), timeout)
         return self._items.popleft()
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._items
+
     def wake(self) -> None:
         self._event.set()
 

@@ -144,6 +144,15 @@ class EngineCore:
         self._record(started, len(chunks), contexts, prefill)
         return responses
 
+    def fail_step(self, text: str) -> list[EngineResponse]:
+        """Do as upstream when the forward pass raises: whatever is active ends with the text; the loop goes on."""
+        responses = self._end_cancelled()
+        self._admit()
+        active = list(self.running)
+        for sequence in active:
+            self._end(sequence, "CANCELLED")
+        return responses + [EngineResponse(s.request.id, error=text, is_final=True) for s in active]
+
     def capacity(self) -> dict[str, int]:
         """Reference 1.4: what get_kv_cache_capacity() returns; the GPU's pool only."""
         blocks, size = self.limits.primary_blocks, self.limits.tokens_per_block

@@ -57,8 +57,9 @@ class ChannelExecutor(Executor):
         try:
             _, ready = connection.recv()
         except (EOFError, OSError):
-            self._check_start(failure, deadline)
-            raise RuntimeError("Executor worker died during initialization") from failure()
+            while True:  # until its process has ended, too
+                self._check_start(failure, deadline)
+                time.sleep(0.02)
         self.vocab_size, self.capacity = ready["vocab_size"], ready["capacity"]
         self._connection = connection
         threading.Thread(target=self._receive, name="double-dispatch", daemon=True).start()
@@ -66,10 +67,10 @@ class ChannelExecutor(Executor):
     def _check_start(self, failure: Any, deadline: float) -> None:
         error = failure()
         if error is not None:
-            self.clean_up()
+            self.give_up()
             raise RuntimeError("Executor worker returned error") from error
         if self.lost() is not None or time.monotonic() > deadline:
-            self.clean_up()
+            self.give_up()
             raise RuntimeError("Executor worker died during initialization")
 
     def pids(self) -> dict[int, int]:
@@ -112,6 +113,10 @@ class ChannelExecutor(Executor):
                     return list(data)
         return []
 
+    def give_up(self) -> None:
+        """Leave nothing of a start that failed."""
+        self.clean_up()
+
     def clean_up(self) -> None:
         self._listener.close()
         if self._connection is not None:
@@ -148,6 +153,10 @@ class ProxyExecutor(ChannelExecutor):
         self.send("stop")
         # 1.2.x waits for its workers without a limit, also for those that hang (reference 7.3).
         self._spawner.wait(_DEAD_SHUTDOWN_S if line.current().notices_death else None)
+        self.clean_up()
+
+    def give_up(self) -> None:
+        self._spawner.wait(1.0)
         self.clean_up()
 
     def _watch(self) -> None:

@@ -88,7 +88,8 @@ class RankLoop:
             return
         started = time.perf_counter()
         self._faults()
-        responses = self.core.step(self._collective)
+        broken = switches.fault_text("forward_error")
+        responses = self.core.step(self._collective) if broken is None else self.core.fail_step(broken)
         rest_s = switches.number("STEP_S", 0) - (time.perf_counter() - started)
         if rest_s > 0:
             time.sleep(rest_s)

@@ -75,6 +75,14 @@ def fault_is_set(name: str) -> bool:
     return bool(folder) and (Path(folder) / name).exists()
 
 
+def fault_text(name: str) -> str | None:
+    """Return the content of a lasting fault; None: nobody asks for it."""
+    try:
+        return Path(text("FAULTS"), name).read_text().strip() if text("FAULTS") else None
+    except FileNotFoundError:
+        return None
+
+
 def hang() -> None:
     """Never return, as a collective operation whose partner is gone."""
     while True:
