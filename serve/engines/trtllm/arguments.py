@@ -209,6 +209,8 @@ def _notes(settings: TrtllmSettings, model: ModelDirectory, backend: Backend) ->
         notes.append("load_format is dummy: the weights are random.")
     if not settings.chunked_prefill:
         notes.append("Without chunked_prefill, prompts longer than max_num_tokens are refused.")
+    if settings.kv_transfer is not None and settings.overlap_scheduler and backend is Backend.PYTORCH:
+        notes.append("kv_transfer: an engine that computes prompts for others needs overlap_scheduler: false.")
     if not settings.kv_cache.event_buffer or not settings.kv_cache.block_reuse:
         notes.append("The engine tells no KV events: requests cannot be routed by prefix.")
     return notes

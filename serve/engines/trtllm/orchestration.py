@@ -21,7 +21,8 @@ _LAUNCH_NAMES = ("tllm_mpi_size",)
 _TUNING_PREFIX = "OMPI_MCA_"
 _LAUNCHED_FRAMEWORKS = ("ess", "orte", "prte", "pmix", "plm", "ras", "rmaps", "odls", "initial_wdir")
 # For Open MPI 4 and 5, whose daemon is PRRTE. Containers run as root; GPUs, not cores, limit the ranks of a node, and a
-# rank is more than one busy thread, so that it must not be bound to one core.
+# rank is more than one busy thread, so that it must not be bound to one core. A rank that dies must not take this
+# process with it, as Open MPI 5 has it (measured with 5.0.11: exit status 14): the streams are to end in order.
 # Not MPI4PY_MPIABI, which others set: with it, mpi4py does not look where the wheels of Open MPI have the library.
 _OPEN_MPI = {
     "OMPI_MCA_coll_ucc_enable": "0",
@@ -33,9 +34,10 @@ _OPEN_MPI = {
     "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "PRTE_MCA_state_base_recoverable": "1",
 }
 # Each of these, left over from another engine or launcher, changes which executor TensorRT-LLM makes, or where.
-_OTHER_MODES = (
+OTHER_MODES = (
     "TLLM_DISABLE_MPI",
     "TLLM_WORKER_USE_SINGLE_PROCESS",
     "TLLM_RAY_FORCE_LOCAL_CLUSTER",
@@ -46,6 +48,7 @@ _OTHER_MODES = (
     "TRTLLM_RAY_PER_WORKER_GPUS",
     "RAY_LOCAL_WORLD_SIZE",
 )
+DECIDED_HERE = frozenset({*OTHER_MODES, "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"})
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def engine_environ(
         Variables to set; None removes one.
     """
     changes: dict[str, str | None] = {name: None for name in inherited if _is_mark_of_a_launch(name)}
-    changes |= {name: None for name in _OTHER_MODES if name in inherited}
+    changes |= {name: None for name in OTHER_MODES if name in inherited}
     if kind == "ray":
         # Ray sets no GPU mask for ranks with NOSET, so that NVLink works; the mask of a zero-GPU replica is copied to
         # all ranks, and the arguments themselves are checked against a visible GPU.

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from serve.core.strict_model import StrictModel
 from serve.engines.trtllm.line import Backend
+from serve.engines.trtllm.orchestration import DECIDED_HERE
 from serve.engines.trtllm.settings_cache import KvCacheSettings, KvConnectorSettings, KvTransferSettings
 from serve.engines.trtllm.settings_execution import (
     AttentionDpSettings,
@@ -194,7 +195,16 @@ class TrtllmSettings(StrictModel):
 
     @model_validator(mode="after")
     def _reserved_names(self) -> Self:
-        reserved = sorted(name for name in self.environment if name.startswith(("RAYTRT_", "RAY_")))
+        reserved = sorted(
+            name for name in self.environment if name.startswith(("RAYTRT_", "RAY_")) or name in DECIDED_HERE
+        )
         if reserved:
-            raise ValueError(f"environment: {', '.join(reserved)} belong to Ray and RayTRT; remove them")
+            raise ValueError(f"environment: {', '.join(reserved)} belong to Ray and to the orchestrator; remove them")
         return self
+
+    @property
+    def further_checkpoints(self) -> tuple[str, ...]:
+        """Directories besides the model's own that every rank reads."""
+        draft = getattr(self.speculation, "model", None)
+        adapters = self.lora.preload if self.lora is not None else ()
+        return (*((draft,) if draft is not None else ()), *adapters)

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 _SEARCH_S = 0.25  # between two looks for new ranks, while the engine starts
 _LAST_SEARCH_S = 5.0  # ranks that are not found so long after the start are told
 _KILL_LIMIT_S = 5.0
+# Open MPI 5 ends this process with the last of its ranks (measured with 5.0.11: exit status 14, unless
+# OMPI_MCA_mpi_ft_enable=1). Streams have been told by then that the engine is dead: let that leave first.
+_LAST_WORDS_S = 0.25
 _POLL_S = 0.02
 
 
@@ -81,6 +84,7 @@ class MpiLauncher:
         left = await self._wait_for_end(grace_s)
         if not left:
             return
+        await asyncio.sleep(_LAST_WORDS_S)
         logger.warning("MPI ranks do not end by themselves: killing %s.", ", ".join(str(found.pid) for found in left))
         kill(left)
         left = await self._wait_for_end(_KILL_LIMIT_S)

@@ -47,6 +47,7 @@ def mistakes(document: dict[str, Any]) -> str:
         ({"quantization": {}}, "give algorithm, kv_cache_algorithm or both"),
         ({"lora": {}}, "lora.target_modules"),
         ({"environment": {"RAY_ADDRESS": "x"}}, "RAY_ADDRESS belong to Ray"),
+        ({"environment": {"TLLM_DISABLE_MPI": "1"}}, "TLLM_DISABLE_MPI belong to Ray and to the orchestrator"),
         ({"max_batchsize": 8}, "engine.max_batchsize: there is no such setting"),
         ({"max_beam_width": 2}, "engine.max_beam_width: there is no such setting"),
     ],
@@ -70,3 +71,14 @@ def test_every_setting_says_what_it_is() -> None:
 
 def test_the_shortest_configuration_is_enough() -> None:
     assert TrtllmSettings.model_validate({"kind": "trtllm"}) == TrtllmSettings()
+
+
+def test_every_checkpoint_that_ranks_read_is_known() -> None:
+    settings = TrtllmSettings.model_validate(
+        {
+            "speculation": {"kind": "eagle3", "model": "/head"},
+            "lora": {"target_modules": ["attn_q"], "preload": ["/adapters/a"]},
+        }
+    )
+    assert settings.further_checkpoints == ("/head", "/adapters/a")
+    assert TrtllmSettings.model_validate({"speculation": {"kind": "ngram"}}).further_checkpoints == ()
