@@ -56,7 +56,10 @@ def main() -> None:
             cluster.end()
     for name in dict.fromkeys(timeline.name for timeline in timelines):
         add_figures(report, [timeline for timeline in timelines if timeline.name == name])
-    report.note("`serves again` includes the start of new Python processes, which dominates on a busy machine.")
+    report.note(
+        "`serves again` is mostly the start of five Python processes, on a machine with load average "
+        f"{os.getloadavg()[1]:.0f} over the last five minutes."
+    )
     for timeline in {timeline.name: timeline for timeline in timelines}.values():
         report.note(describe(timeline))
     report.finish()
@@ -162,7 +165,7 @@ def save_plot(timelines: list[Timeline]) -> None:
         axes.barh(list(last), lengths, left=lefts, color=colour, label=label, height=0.6)
     axes.invert_yaxis()
     axes.set_xlabel("seconds after the fault")
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="upper right", fontsize="small")
     figure.savefig(RESULTS / "workers.png", dpi=110)
 
 

@@ -9,6 +9,7 @@ Linux only: elsewhere (a laptop, with an engine in its replica's process) no mar
 """
 
 import contextlib
+import logging
 import os
 import platform
 import signal
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 GROUP_VARIABLE = "RAYTRT_GROUP"
 _PREFIX = f"{GROUP_VARIABLE}=".encode()
@@ -138,21 +141,24 @@ class Reaper:
         pid = os.getpid()
         rank = "" if mark.rank is None else str(mark.rank)
         line = [mark.group, rank, str(pid), str(start_ticks(pid)), str(lease_s or "")]
-        # The reaper must not carry the mark itself, and needs nothing of the environment.
+        environ = {name: value for name, value in os.environ.items() if name != GROUP_VARIABLE}  # or it kills itself
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_REAPER), *line],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={},
+            env=environ,
             start_new_session=True,
             close_fds=True,
         )
         assert process.stdin is not None
         assert process.stdout is not None
         self._pipe = process.stdin
+        os.set_blocking(self._pipe.fileno(), False)  # a reaper that does not read holds nobody up
         with process.stdout as answer:
             self.pid = int(answer.readline() or 0)  # it is on watch now, as a child of nobody
         process.wait()
+        if not self.pid:
+            logger.warning("Group %s has no reaper: if this process is killed, what it started may stay.", mark.group)
 
     def renew(self) -> None:
         """Say that all is well, where there is a lease."""
