@@ -19,13 +19,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(
-    ("line", "signal", "reason"),
-    [("1.2.x", "SIGKILL", "rank 1"), ("newest", "SIGKILL", "rank 1"), ("1.2.x", "SIGSTOP", "rank 1: no sign of life")],
-)
-def test_trap_7_3_16_a_rank_that_dies_or_stops_ends_the_group_in_both_lines(
-    line: LineName, signal: str, reason: str
-) -> None:
+ENDED_BY_MPI = 14
+
+
+@pytest.mark.parametrize(("line", "signal"), [("1.2.x", "SIGKILL"), ("newest", "SIGKILL"), ("1.2.x", "SIGSTOP")])
+def test_trap_7_3_16_a_rank_that_dies_or_stops_ends_the_group_in_both_lines(line: LineName, signal: str) -> None:
     environ = double_environ(line) | {
         "TRTLLM_DOUBLE_SPAWN": "mpi",
         "TRTLLM_DOUBLE_STEP_S": "0.02",
@@ -39,7 +37,10 @@ def test_trap_7_3_16_a_rank_that_dies_or_stops_ends_the_group_in_both_lines(
     begin = next((text.split() for text in told if text.startswith("group ")), None)
     assert begin is not None, done.stderr[-2000:]
     assert begin[2:] == ["rank0", "rank1"]
-    assert reason in done.stdout + done.stderr  # MPI may end the program before it prints more than the log's line
+    if signal == "SIGSTOP":
+        assert "dead rank 1: no sign of life" in done.stdout
+    else:  # Open MPI 5 may end the program before the group can say anything
+        assert "rank 1" in done.stdout + done.stderr or done.returncode == ENDED_BY_MPI
     deadline_s = time.monotonic() + 30  # the reaper is at work if MPI has ended the program
     while marked_processes(lambda mark: mark.group == begin[1]):
         if time.monotonic() > deadline_s:
