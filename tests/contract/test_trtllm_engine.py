@@ -18,7 +18,7 @@ CONFIGURATIONS: dict[str, tuple[LineName, dict[str, Any]]] = {
 }
 FAST = {
     "max_batch_size": 16,
-    "context_tokens": 2048,
+    "context_tokens": 1024,
     "kv_cache": {"event_interval_s": 0.02},
     "stats": {"interval_s": 0.1},
 }
