@@ -119,10 +119,11 @@ class EngineHost:
         """Serve the replica until it leaves; then this process ends."""
         assert self._server is not None, "listen() comes first"
         await self._server.run()
+        self._news.close()  # an actor that is asked something takes two seconds longer to exit
         ray.actor.exit_actor()
 
     async def rank_news(self) -> list[RankEvent]:
-        """Wait for news of the ranks below this process."""
+        """Wait for news of the ranks below this process; nothing: there will be no more."""
         return await self._news.wait()
 
 

@@ -97,8 +97,12 @@ class RankNews:
         """A rank is gone."""
         self._add((rank, reason))
 
+    def close(self) -> None:
+        """Let whoever waits have an empty answer: there will be no more news."""
+        self._is_new.set()
+
     async def wait(self) -> list[RankEvent]:
-        """Wait for news; returns all there are, in order. Several beats of a rank are one."""
+        """Wait for news; returns all there are, in order, or nothing at the end. Several beats of a rank are one."""
         await self._is_new.wait()
         self._is_new.clear()
         events, self._events = self._events, []

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -32,6 +33,7 @@ from serve.workers.engine_env import EngineEnv
 from serve.workers.processes import marked_processes
 from tests.doubles.install import double_path
 from tests.integration.engine_env_replica import EnvReplica
+from tests.integration.serving import Serving
 from tools.make_engine_env import make_engine_env
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -241,3 +243,25 @@ def test_mpi_ranks_below_a_host_are_watched_like_any(make_replica: Callable[...,
     os.kill(next(process.pid for process in ranks if process.rank == 1), signal.SIGKILL)
     assert "rank 1" in get(replica.wait_until_stopped.remote())
     assert not processes_of(ours["group"])
+
+
+def test_a_config_file_with_both_environments(engine_python: str, tmp_path: Path) -> None:
+    """What an operator does: two models behind one gateway, one of them on TensorRT-LLM 1.2.x."""
+    small = {"num_cpus": 0.05, "num_gpus": 0, "replica_cpus": 0.05}
+    env = {"py_executable": engine_python, "env_vars": {"PYTHONPATH": str(double_path("1.2.x"))}}
+    models = [
+        {"id": "here", "engine": {"kind": "simulated", "speed": 0}, "resources": small},
+        {"id": "there", "engine": "trtllm", "engine_env": env, "resources": small},
+    ]
+    serving = Serving({"models": models, "gateway": {"num_cpus": 0.05}}, tmp_path)
+    try:
+        serving.wait_until_ready()
+        with openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+            for model in ("here", "there"):
+                answer = client.completions.create(model=model, prompt="Ray is", max_tokens=12, temperature=0)
+                assert answer.usage is not None
+                assert answer.usage.completion_tokens == 12
+        names = {" ".join(process.cmdline()) for process in serving.processes()}
+        assert any("EngineHost" in name for name in names)
+    finally:
+        serving.end()

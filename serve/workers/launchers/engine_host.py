@@ -177,8 +177,7 @@ class EngineHostLauncher:
     async def _relay(self, observer: RankObserver) -> None:
         """Hand on what the host hears of the ranks below it; those of this node are watched from here then."""
         with suppress(RayError):
-            while True:
-                events = await self._actor.rank_news.remote()
+            while events := await self._actor.rank_news.remote():
                 self._below += [event for event in events if isinstance(event, RankProcess)]
                 tell(observer, events)
 

@@ -120,3 +120,11 @@ async def test_news_arrive_in_order_with_beats_counted_once() -> None:
     news.rank_beat(0)  # it is news again
     tell(record, await waiting)
     assert record.told[3:] == [0]
+
+
+async def test_who_waits_for_news_that_will_not_come_has_an_empty_answer() -> None:
+    news = RankNews()
+    waiting = asyncio.ensure_future(news.wait())
+    await asyncio.sleep(0)
+    news.close()
+    assert await waiting == []
