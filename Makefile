@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
+GPU_PYTHON ?= python3
 
-.PHONY: help serve test lint unit install install-dev clean docs train bench-gateway bench-latency bench-text bench-transformers
+.PHONY: help serve test lint unit install install-dev clean docs train test-gpu engine-env bench-gateway bench-latency bench-text bench-transformers bench-workers bench-remote bench-tensor-parallel
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -23,6 +24,16 @@ lint: install-dev
 unit: install-dev
 	$(BIN)/pytest
 
+test-gpu:  ## the trtllm engine on GPUs: make test-gpu MODEL=/path GPU_PYTHON=python3 (that TensorRT-LLM is installed for)
+	@test -n "$(MODEL)" || { echo "make test-gpu MODEL=/path/to/checkpoint [GPU_PYTHON=/path/to/python]"; exit 2; }
+	$(GPU_PYTHON) -m pip install --disable-pip-version-check -r configs/environments/test-gpu.txt
+	$(GPU_PYTHON) -m pip install --disable-pip-version-check --no-deps -e .
+	$(GPU_PYTHON) -m tests.gpu.smoke $(MODEL)
+	RAYTRT_GPU_MODEL=$(MODEL) $(GPU_PYTHON) -m pytest tests/gpu
+
+engine-env: install-dev  ## the second Python environment that a test shows: TensorRT-LLM 1.2.1's pins, on a CPU
+	$(BIN)/python -m tools.make_engine_env
+
 train: install  ## make the quickstart model again: 12 minutes on two quiet cores
 	$(BIN)/python -m training.train
 
@@ -37,6 +48,15 @@ bench-text: install-dev  ## CPU of the gateway's text layer, alone
 
 bench-transformers: install-dev  ## the transformers engine on this machine
 	$(BIN)/python -m benchmarks.transformers_engine
+
+bench-workers: install-dev  ## how soon a worker group notices a failure, and is back
+	$(BIN)/python -m benchmarks.workers
+
+bench-remote: install-dev  ## what an engine in a process of its own costs per token
+	$(BIN)/python -m benchmarks.remote_engine
+
+bench-tensor-parallel: install-dev  ## the transformers engine on several GPUs of this machine
+	$(BIN)/python -m benchmarks.transformers_tensor_parallel
 
 bench-gateway: install-dev  ## what gateway and data path cost; output in benchmarks/results
 	$(BIN)/python -m benchmarks.gateway

@@ -1,4 +1,4 @@
-"""`raytrt`: `up` starts a config file on this machine, `check` reads one, `env` prints Ray's switches."""
+"""`raytrt`: `up` starts a config file on this machine, `check` reads one, `explain` shows TensorRT-LLM's part of it."""
 
 import argparse
 import shlex
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from serve.config import ModelConfig
 from serve.config_file import read_config_file
+from serve.engines.trtllm.explain import explain
+from serve.engines.trtllm.line import Line
 from serve.errors import ConfigError
 from serve.flags import SERVE_FLAGS
 from serve.up import up
@@ -23,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             case "check":
                 for name, config in read_config_file(options.config).applications.items():
                     print(f"{name}: {', '.join(_summary(model) for model in config.models)}: good")
+            case "explain":
+                print(explain(options.config, options.line))
             case "env":
                 for name, value in SERVE_FLAGS.items():
                     print(f"export {name}={shlex.quote(value)}")
@@ -40,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--address", help="address of a running Ray cluster; without it, Ray is started here")
     check = commands.add_parser("check", help="check a config file without starting anything")
     check.add_argument("config", type=Path)
+    show = commands.add_parser("explain", help="print the TensorRT-LLM constructor call that a config file leads to")
+    show.add_argument("config", type=Path)
+    show.add_argument("--line", choices=[line.value for line in Line], help="of TensorRT-LLM; without it, each")
     commands.add_parser("env", help="print the environment that Ray's processes should have, for eval")
     return parser
 
