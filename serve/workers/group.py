@@ -122,11 +122,14 @@ class WorkerGroup:
             raise EngineDead(self._group.reason)
         try:
             await self._guard()
+            if self._left.is_set():  # it was stopped meanwhile
+                raise EngineDead(self._group.reason)
             self._launching = asyncio.create_task(self._launcher.launch(self))
             await self._until_launched(self._launching)
         except Exception as exc:
             self._apply(LaunchFailed(str(exc) or type(exc).__name__))
             await self._stopped.wait()
+            self._release()  # the reaper may be younger than the group's end
             raise
         except asyncio.CancelledError:
             self._apply(StopRequested())

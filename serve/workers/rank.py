@@ -6,6 +6,7 @@ package that need nothing else: ranks may live in a Python environment without R
 
 import asyncio
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Rank:
         self._place = RankPlace(order.rank, order.world_size, device_index=_own_device())
         self._meeting: Any = None
         self._server: EngineServer | None = None
+        self._advanced_s: float | None = None  # when the program last said that it goes on
 
     async def describe(self) -> RankProcess:
         """Return the process, and what of its GPU's memory was in use before it."""
@@ -81,16 +83,21 @@ class Rank:
 
     async def follow(self, meeting: tuple[str, int] | None) -> None:
         """Run the program of a rank other than 0, to its end."""
-        await asyncio.to_thread(self._order.program.follow, replace(self._place, meeting=meeting))
+        place = replace(self._place, meeting=meeting)
+        await asyncio.to_thread(self._order.program.follow, place, self._advance)
 
-    async def beat(self) -> None:
-        """Show that the process goes on."""
+    async def beat(self) -> float | None:
+        """Show that the process goes on; returns for how long its program has not advanced, if it tells."""
         if self._reaper is not None:
             self._reaper.renew()
+        return time.monotonic() - self._advanced_s if self._advanced_s is not None else None
 
     async def leave(self) -> None:
         """End the program, if it can be told."""
         self._place.leave.set()
+
+    def _advance(self) -> None:
+        self._advanced_s = time.monotonic()
 
 
 def _gpu_ids() -> list[str]:

@@ -5,6 +5,7 @@ Ray Serve.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from serve.engines.factory import make_engine
 from serve.engines.protocol import Engine
 from serve.engines.simulated.settings import SimulatedSettings
 from serve.engines.transformers.settings import TransformersSettings
+
+_IDLE_BEAT_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,12 @@ class RankProgram(Protocol):
     def make_engine(self, place: RankPlace) -> Engine:
         """Make rank 0's engine; its `start` is called once every other rank follows."""
 
-    def follow(self, place: RankPlace) -> None:
+    def follow(self, place: RankPlace, on_beat: Callable[[], None]) -> None:
         """Be another rank, on a thread of its own, until the engine stops or `place.leave` is set.
+
+        Args:
+            place: Which rank.
+            on_beat: To be called a few times a second while it advances or waits for work, from when it has loaded.
 
         Raises:
             ConfigError, EngineDead: It cannot go on.
@@ -85,11 +92,11 @@ class TransformersProgram:
 
         return TransformersEngine(self.model_dir, self.settings, tensor_rank=self._tensor_rank(place))
 
-    def follow(self, place: RankPlace) -> None:
+    def follow(self, place: RankPlace, on_beat: Callable[[], None]) -> None:
         """Follow the leader; it says when to end."""
         from serve.engines.transformers.tensor_parallel import run_follower
 
-        run_follower(self.model_dir, self.settings, self._tensor_rank(place), _no_beat)
+        run_follower(self.model_dir, self.settings, self._tensor_rank(place), on_beat)
 
     def _tensor_rank(self, place: RankPlace) -> Any:
         if place.world_size == 1:
@@ -120,9 +127,10 @@ class SimulatedProgram:
         """Make the engine."""
         return make_engine(self.settings, self.model_dir)
 
-    def follow(self, place: RankPlace) -> None:
+    def follow(self, place: RankPlace, on_beat: Callable[[], None]) -> None:
         """Wait for the end."""
-        place.leave.wait()
+        while not place.leave.wait(_IDLE_BEAT_S):
+            on_beat()
 
 
 def make_program(
@@ -155,7 +163,3 @@ def device_index(gpu_ids: list[str], visible: str | None) -> int | None:
     if gpu_ids[0] not in names:
         raise ValueError(f"Ray gave GPU {gpu_ids[0]}, but CUDA_VISIBLE_DEVICES={visible} hides it: start Ray without")
     return names.index(gpu_ids[0])
-
-
-def _no_beat() -> None:
-    """Beats are asked for by the group; a follower that loses a step ends by itself."""

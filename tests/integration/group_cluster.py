@@ -1,6 +1,7 @@
 """GroupCluster: several Ray nodes on one machine with GPUs that are none, and a Serve deployment of a WorkerGroup."""
 
 import contextlib
+import gc
 import logging
 import os
 import subprocess
@@ -189,6 +190,7 @@ class GroupCluster:
         ray_serve.shutdown()
         ray.shutdown()
         self._cluster.shutdown()
+        gc.collect()  # sockets that Ray's utilities forgot: here, where their warnings are expected
         for group in self._known:
             kill_group(group, 5.0)
 
@@ -197,13 +199,25 @@ class GroupCluster:
 class ProgramWithChildren(SimulatedProgram):
     """Ranks that start processes of their own, one of them in another session, as MPI and compilers do."""
 
-    def follow(self, place: RankPlace) -> None:
+    def follow(self, place: RankPlace, on_beat: Callable[[], None]) -> None:
         """Start two children, then be a rank."""
         for new_session in (True, False):
             subprocess.Popen(
                 [sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=new_session
             )
-        super().follow(place)
+        super().follow(place, on_beat)
+
+
+@dataclass(frozen=True)
+class WedgingProgram(SimulatedProgram):
+    """A rank that hangs after a while, as one whose GPU does not answer: its process goes on all the same."""
+
+    def follow(self, place: RankPlace, on_beat: Callable[[], None]) -> None:
+        """Be a rank for a second."""
+        for _ in range(10):
+            on_beat()
+            time.sleep(0.1)
+        place.leave.wait()
 
 
 def processes_of(group: str) -> dict[int, Any]:

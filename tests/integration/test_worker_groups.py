@@ -11,6 +11,7 @@ from serve.core.group_state import LogEntry, from_line, replay
 from serve.core.parallel import ParallelLayout
 from serve.core.placement import plan_placement
 from serve.engines.transformers.settings import TransformersSettings
+from serve.workers.group_settings import GroupSettings
 from serve.workers.processes import start_ticks
 from serve.workers.rank_program import make_program
 from tests.integration.group_cluster import (
@@ -19,6 +20,7 @@ from tests.integration.group_cluster import (
     SMALL_REPLICA,
     GroupCluster,
     ProgramWithChildren,
+    WedgingProgram,
     processes_of,
     small_plan,
     until,
@@ -124,6 +126,15 @@ def test_a_deleted_deployment_leaves_nothing(cluster: GroupCluster, handle: Any)
     cluster.delete()
     until(lambda: not processes_of(group["id"]), f"alive: {processes_of(group['id'])}")
     until(lambda: not reapers_of(group["id"]), "a reaper outlived what it was for")
+
+
+def test_a_rank_whose_program_hangs_is_lost(cluster: GroupCluster, handle: Any) -> None:
+    settings = GroupSettings(token_limit_s=1.0)
+    group = cluster.describe(cluster.deploy(PAIR, WedgingProgram(ENGINE, QUICKSTART), settings))
+    reason = entries_of(cluster, group)[-1].after.reason
+    assert "rank 1: its process lives, but its program has not advanced for 1." in reason
+    until(lambda: not processes_of(group["id"]), f"alive: {processes_of(group['id'])}")
+    cluster.delete()
 
 
 def test_two_ranks_of_the_transformers_engine_say_what_one_says(cluster: GroupCluster, handle: Any) -> None:

@@ -197,11 +197,13 @@ class TorchDistributedLauncher:
         actor = self._actors[rank]
         while True:
             try:
-                await actor.beat.remote()
+                still_s: float | None = await actor.beat.remote()
             except RayError as exc:
                 logger.debug("Rank %d gives no beat: %s", rank, exc)  # its program tells of its death
                 return
             observer.rank_beat(rank)
+            if still_s is not None and still_s > self._settings.token_limit_s:
+                observer.rank_died(rank, f"its process lives, but its program has not advanced for {still_s:.1f} s")
             await asyncio.sleep(self._settings.heartbeat_s)
 
     def _program_ended(self, observer: RankObserver, rank: int, program: asyncio.Task[None]) -> None:

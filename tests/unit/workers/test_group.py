@@ -192,6 +192,17 @@ async def test_stop_while_it_starts() -> None:
     assert not processes_of(group)
 
 
+async def test_stop_before_anything_was_launched() -> None:
+    launcher = FakeLauncher()
+    group = WorkerGroup(launcher, QUICK)
+    starting = asyncio.create_task(group.start())
+    await asyncio.sleep(0)  # it looks for what dead groups have left
+    await group.stop()
+    with pytest.raises(EngineDead, match="asked to stop"):
+        await starting
+    assert not launcher.processes
+
+
 async def test_a_cancelled_start_leaves_nothing() -> None:
     launcher = FakeLauncher(hang=True)
     group = WorkerGroup(launcher, QUICK)
