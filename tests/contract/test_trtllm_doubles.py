@@ -5,9 +5,12 @@ Numbers of sections are those of the reference sheet of upstream's API that the 
 
 import asyncio
 import importlib
+import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -518,6 +521,55 @@ class TestTensorRt:
             llm_class(str(QUICKSTART), enable_iter_perf_stats=True)
         with pytest.raises(ValueError, match="PyTorch backend"):
             llm_class(str(QUICKSTART), kv_cache_config=library.config("KvCacheConfig", dtype="fp8"))
+
+
+CHILD = """
+import asyncio, json, os, sys
+from tensorrt_llm import LLM, SamplingParams
+
+async def run(llm):
+    out = llm.generate_async(list(range(100, 150)), SamplingParams(max_tokens=8, end_id=-1), streaming=True)
+    async for _ in out:
+        pass
+    return out.outputs[0].token_ids
+
+if __name__ == "__main__":
+    llm = LLM(sys.argv[1], tensor_parallel_size=2, skip_tokenizer_init=True)
+    ranks = llm._executor.pids()
+    parents = [int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1]) for pid in ranks.values()]
+    tokens = asyncio.run(run(llm))
+    llm.shutdown()
+    print(json.dumps({"tokens": tokens, "ranks": sorted(ranks), "ours": parents == [os.getpid()] * 2}))
+"""
+AS_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "PRTE_ALLOW_RUN_AS_ROOT")
+MPI_ENVIRON = {
+    **{name + suffix: "1" for name in AS_ROOT for suffix in ("", "_CONFIRM")},
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "TRTLLM_DOUBLE_SPAWN": "mpi",
+}
+
+
+class TestProcesses:
+    """Section 4: the same tokens, whoever starts the ranks."""
+
+    def test_ranks_that_mpi_spawns(self, library: Library, tmp_path: Path) -> None:
+        pytest.importorskip("mpi4py", reason="needs mpi4py and an Open MPI")
+        expected = library.llm().generate(PROMPT, library.params()).outputs[0].token_ids
+        script = tmp_path / "script.py"  # MPI's workers import it again
+        script.write_text(CHILD)
+        environ = {name: value for name, value in os.environ.items() if name not in IN_PROCESS}
+        ended = subprocess.run(
+            [sys.executable, str(script), str(QUICKSTART)],
+            env=environ | MPI_ENVIRON,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        told = json.loads(ended.stdout.splitlines()[-1])
+        assert told == {"tokens": expected, "ranks": [0, 1], "ours": False}
 
 
 async def drain(out: Any) -> None:

@@ -9,7 +9,7 @@ from trtllm_double import line, switches
 from trtllm_double.core import EngineCore
 from trtllm_double.engine_request import EngineResponse
 
-PUSH_INTERVAL_S = 0.2  # reference 2.6
+_PUSH_S = 0.2  # reference 2.6
 
 
 class RankLoop:
@@ -29,6 +29,7 @@ class RankLoop:
         self._changed = threading.Condition()
         self._was_asked = False
         self._pushed_s = 0.0
+        self._push_s = switches.number("PUSH_S", _PUSH_S)
         self._thread = threading.Thread(target=self._run, name="double-rank-0", daemon=True)
 
     def start(self) -> None:
@@ -81,7 +82,7 @@ class RankLoop:
         return True
 
     def _idle_s(self) -> float | None:
-        return PUSH_INTERVAL_S if line.current().pushes and self._was_asked else None
+        return self._push_s if line.current().pushes and self._was_asked else None
 
     def _step(self) -> None:
         if not self.core.is_busy:
@@ -110,7 +111,7 @@ class RankLoop:
 
     def _push(self) -> None:
         now = time.monotonic()
-        if not (line.current().pushes and self._was_asked) or now - self._pushed_s < PUSH_INTERVAL_S:
+        if not (line.current().pushes and self._was_asked) or now - self._pushed_s < self._push_s:
             return
         self._pushed_s = now
         for kind in ("stats", "events"):
