@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 
 
 def plan_for(layout: ParallelLayout, launcher: LauncherKind) -> PlacementPlan:
-    rank = {"CPU": 0.1, "GPU": 1.0}
+    rank = {"CPU": 1.0 if launcher == "ray" else 0.1, "GPU": 1.0}
     return plan_placement(layout, launcher, replica={"CPU": 0.1}, rank=rank, own_environment=True)
 
 
@@ -62,7 +62,7 @@ def cluster() -> Iterator[None]:
     """One Ray node that pretends to have GPUs."""
     ray.init(
         "local",  # never a cluster that happens to run here
-        num_cpus=2,
+        num_cpus=3,
         num_gpus=2,
         include_dashboard=False,
         log_to_driver=False,
@@ -232,15 +232,21 @@ def test_tensorrt_llm_1_2_beside_a_gateway_of_today(make_replica: Callable[..., 
     assert not processes_of(ours["group"])
 
 
-def test_mpi_ranks_below_a_host_are_watched_like_any(make_replica: Callable[..., Any], engine_python: str) -> None:
-    plan = plan_for(ParallelLayout(tensor=2), "mpi")
+@pytest.mark.parametrize("orchestrator", ["mpi", "ray"])
+def test_ranks_below_a_host_are_watched_like_any(
+    orchestrator: LauncherKind, make_replica: Callable[..., Any], engine_python: str
+) -> None:
+    plan = plan_for(ParallelLayout(tensor=2), orchestrator)
     replica = make_replica(env_of_1_2(engine_python), TrtllmSettings(), str(QUICKSTART), plan)
     get(replica.start.remote())
     ours = get(replica.describe.remote())
     assert len(get(replica.generate.remote(request("a", 8)))) == 8
-    ranks = get(replica.ranks.remote())
-    assert sorted(process.rank for process in ranks) == [0, 1, 2]  # the last is the host
-    os.kill(next(process.pid for process in ranks if process.rank == 1), signal.SIGKILL)
+    ranks = {process.rank: process.pid for process in get(replica.ranks.remote())}
+    assert sorted(ranks) == [0, 1, 2]  # the last is the host
+    titles = {rank: Path(f"/proc/{pid}/cmdline").read_bytes() for rank, pid in ranks.items()}
+    assert b"EngineHost" in titles[2]
+    assert not any(b"IDLE" in title for title in titles.values())
+    os.kill(ranks[1], signal.SIGKILL)
     assert "rank 1" in get(replica.wait_until_stopped.remote())
     assert not processes_of(ours["group"])
 

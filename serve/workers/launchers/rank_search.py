@@ -17,6 +17,7 @@ from serve.workers.processes import GROUP_VARIABLE, GroupMark, marked_processes
 
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 _RAY_TITLE = b"ray::"
+_IDLE_TITLE = b"ray::IDLE"  # waits for work of the same runtime environment, and may be ended by Ray at any time
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _GONE = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
@@ -110,7 +111,8 @@ def _environ(pid: int) -> Mapping[str, str]:
 
 def _is_ray_worker(pid: int) -> bool:
     with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(_RAY_TITLE)
+        title = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return title.startswith(_RAY_TITLE) and not title.startswith(_IDLE_TITLE)
     return False
 
 
