@@ -34,6 +34,7 @@ Load = Callable[[Path, TrtllmSettings, ParallelLayout, Orchestration], Awaitable
 PROBE_AFTER_S = 30.0  # without a request
 POKE_AFTER_S = 3.0  # without a response to any of those in flight
 PROBE_TIMEOUT_S = 60.0
+READER_END_S = 1.0
 
 
 class TrtllmEngine:
@@ -63,6 +64,7 @@ class TrtllmEngine:
         self._load = load
         self._ledger = KvLedger()
         self._loaded: Loaded | None = None
+        self._info: EngineInfo | None = None
         self._feed: EngineFeed | None = None
         self._health: HealthPoller | None = None
         self._flights = Flights(1)
@@ -78,9 +80,9 @@ class TrtllmEngine:
     @property
     def info(self) -> EngineInfo:
         """What is fixed once the engine has started. Only valid after `start`."""
-        if self._loaded is None:
+        if self._info is None:
             raise RuntimeError("the engine has not started")
-        return self._loaded.info
+        return self._info
 
     @property
     def is_stuck(self) -> bool:
@@ -113,7 +115,7 @@ class TrtllmEngine:
         self._flights = Flights(loaded.info.tokens_per_block)
         self._feed = EngineFeed(loaded, self._settings, self._ledger)
         self._health = HealthPoller(loaded.llm, self._report_sickness)
-        self._loaded = loaded
+        self._loaded, self._info = loaded, loaded.info
         self._feed.start()
         self._health.start()
         self._prober = asyncio.ensure_future(self._keep_probing())
@@ -166,6 +168,8 @@ class TrtllmEngine:
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             loaded.errands.stop()
+            if self._feed is not None:
+                await asyncio.to_thread(self._feed.join, READER_END_S)
             self._is_stuck = not await shut_down_in_thread(loaded.llm, self._settings.stop_timeout_s)
 
     def _submit(self, request: GenerateRequest) -> Flight:

@@ -47,6 +47,10 @@ class EngineFeed:
         """End soon."""
         self._poller.stop()
 
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end of reading; return whether it came."""
+        return self._poller.join(timeout_s)
+
     def record(self) -> IterationRecord | None:
         """Return the last step that was told of, if that was just now."""
         last = self._last

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Loaded:
     support: SamplingSupport
     seeds: ChainSeeds
     translator: EventTranslator
-    errands: Errands = field(default_factory=lambda: Errands("trtllm-abort"))
+    errands: Errands
 
     def submit(self, name: str, request: GenerateRequest, keywords: dict[str, Any]) -> Flight:
         """Give the engine a request that was checked.
@@ -137,18 +137,20 @@ async def load(
         _log.warning("%s", note)
     progress = Progress(settings.start_timeout_s)
     llm = await construct_in_thread(lambda: construct(plan), progress, settings.start_timeout_s)
+    errands = Errands("trtllm-abort")
     try:
         library = load_library()
         support = sampling_support(plan, settings, library.sampling_fields)
         seeds = ChainSeeds(limits.tokens_per_block, library.blake3)
         info = engine_info(installation.version, plan, limits, total_blocks=1)
         translator = EventTranslator(limits.tokens_per_block, seeds)
-        loaded = Loaded(llm, plan, limits, info, library, support, seeds, translator)
+        loaded = Loaded(llm, plan, limits, info, library, support, seeds, translator, errands)
         await _warm_up(loaded, max(1.0, settings.start_timeout_s - progress.elapsed_s))
         total_blocks = await _ask_capacity(loaded, settings)
         loaded.info = engine_info(installation.version, plan, limits, total_blocks)
         warning = check_capacity(settings, limits, total_blocks)
     except BaseException:
+        errands.stop()
         await shut_down_in_thread(llm, settings.stop_timeout_s)
         raise
     if warning:

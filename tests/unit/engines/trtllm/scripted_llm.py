@@ -11,6 +11,7 @@ from typing import Any
 from serve.core.parallel import ParallelLayout
 from serve.engines.trtllm.arguments import plan_engine
 from serve.engines.trtllm.chain_seeds import ChainSeeds
+from serve.engines.trtllm.daemon_threads import Errands
 from serve.engines.trtllm.engine import TrtllmEngine
 from serve.engines.trtllm.engine_info import engine_info, engine_limits
 from serve.engines.trtllm.kv_events import EventTranslator
@@ -105,6 +106,6 @@ def make_engine(llm: ScriptedLlm, **settings: Any) -> TrtllmEngine:
         support = sampling_support(plan, settings, FIELDS)
         info = engine_info("1.4", plan, limits, total_blocks=8)
         translator = EventTranslator(limits.tokens_per_block, seeds)
-        return Loaded(llm, plan, limits, info, library, support, seeds, translator)
+        return Loaded(llm, plan, limits, info, library, support, seeds, translator, Errands("trtllm-abort"))
 
     return TrtllmEngine(Path("/models/m"), chosen, ParallelLayout(), Orchestration(), load=load)
