@@ -1,20 +1,30 @@
-"""A replica whose engine starts its ranks as TensorRT-LLM's Ray executor does: one actor a rank, in named bundles."""
+"""Replicas whose engine starts its ranks as TensorRT-LLM's Ray executor does: one actor a rank, in named bundles."""
 
 import os
 import secrets
+import signal
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from serve.core.placement import PlacementPlan
+from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
+from serve.engines.factory import make_engine
 from serve.engines.protocol import Engine
 from serve.engines.simulated.engine import SimulatedEngine
 from serve.engines.simulated.settings import SimulatedSettings
 from serve.engines.trtllm.orchestration import Orchestration
+from serve.engines.trtllm.settings import TrtllmSettings
+from serve.errors import EngineDead
+from serve.workers.group import WorkerGroup
+from serve.workers.group_settings import GroupSettings
 from serve.workers.launchers.port import RankProcess
 from serve.workers.launchers.ray_orchestrator import RayOrchestratorLauncher
+from serve.workers.nodes import RayNodes
 from serve.workers.processes import GROUP_VARIABLE, GroupMark
 
 _OWN_TO_A_PROCESS = ("RAY_RAYLET_PID", "RAY_NODE_IP_ADDRESS")
@@ -98,3 +108,33 @@ class Host:
     def rank_died(self, rank: int, reason: str) -> None:
         """Remember."""
         self.died.append((rank, reason))
+
+
+class TrtllmReplica:
+    """A group around the trtllm engine, for one stream that loses a rank.
+
+    Args:
+        plan: What was reserved.
+        model: A checkpoint.
+    """
+
+    def __init__(self, plan: PlacementPlan, model: Path) -> None:
+        make = partial(make_engine, TrtllmSettings(), model, plan.layout)
+        self._launcher = RayOrchestratorLauncher(make, plan, [str(model)])
+        self._group = WorkerGroup(self._launcher, GroupSettings(), nodes=RayNodes())
+
+    async def stream_until_a_rank_dies(self) -> tuple[str, list[dict[str, Any]], int, str]:
+        """Kill the last rank after five deltas; return engine, ranks, deltas, and what the stream ended with."""
+        await self._group.start()
+        ranks = self._launcher.ranks()
+        request = GenerateRequest("long", "m", pack_tokens(range(40)), SamplingParams(max_tokens=3000, temperature=0.0))
+        deltas, reason = 0, ""
+        try:
+            async for _ in self._group.generate(request):
+                deltas += 1
+                if deltas == 5:
+                    os.kill(ranks[-1].pid, signal.SIGKILL)  # of another node, but of this machine
+        except EngineDead as exc:
+            reason = str(exc)
+        await self._group.wait_until_stopped()
+        return self._group.info.engine, [asdict(process) for process in ranks], deltas, reason

@@ -16,8 +16,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from serve.core.parallel import ParallelLayout
 from serve.core.placement import PlacementPlan, plan_placement
 from serve.errors import ConfigError
-from tests.integration.ray_orchestrated import Host
+from tests.doubles.install import LineName, double_environ
+from tests.integration.ray_orchestrated import Host, TrtllmReplica
 
+QUICKSTART = Path(__file__).parents[2] / "serve/models/quickstart"
 TWO_NODES = ParallelLayout(tensor=2, pipeline=2, gpus_per_node=2)
 WAIT_S = 60.0
 
@@ -44,12 +46,18 @@ def host(cluster: Cluster) -> Iterator[Callable[..., Any]]:
     """Places a replica as Serve would, in bundle 0 of a group of its own."""
     made: list[tuple[Any, Any]] = []
 
-    def make(models: tuple[str, ...] = (), cpus: float = 1.0) -> Any:
+    def make(models: tuple[str, ...] = (), cpus: float = 1.0, line: LineName | None = None) -> Any:
         reserved = plan(cpus)
         group = ray.util.placement_group([dict(bundle) for bundle in reserved.bundles], strategy=reserved.strategy)
         ray.get(group.ready(), timeout=WAIT_S)
         strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
-        actor = ray.remote(Host).options(num_cpus=0.5, scheduling_strategy=strategy).remote(reserved, models)
+        placed = {"num_cpus": 0.5, "scheduling_strategy": strategy}
+        if line is None:
+            actor = ray.remote(Host).options(**placed).remote(reserved, models)
+        else:
+            environ = double_environ(line, {}) | {"TRTLLM_DOUBLE_STEP_S": "0.02", "OMP_NUM_THREADS": "1"}
+            placed["runtime_env"] = {"env_vars": environ}
+            actor = ray.remote(TrtllmReplica).options(**placed).remote(reserved, QUICKSTART)
         made.append((actor, group))
         return actor
 
@@ -109,3 +117,17 @@ def test_a_replica_without_a_placement_group_is_told_so(cluster: Cluster) -> Non
     actor = ray.remote(Host).remote(plan(), ())
     with pytest.raises(ConfigError, match="needs a placement group"):
         ray.get(actor.launch.remote(), timeout=WAIT_S)
+
+
+@pytest.mark.parametrize("line", ["1.2.x", "newest"])
+def test_trap_7_6_34_a_rank_killed_on_another_node_ends_the_group_in_both_lines(
+    host: Callable[..., Any], line: LineName
+) -> None:
+    replica = host(line=line)
+    engine, ranks, deltas, reason = ray.get(replica.stream_until_a_rank_dies.remote(), timeout=120)
+    assert engine.startswith("tensorrt-llm")
+    assert [process["rank"] for process in ranks] == [0, 1, 2, 3]
+    assert len({process["node_id"] for process in ranks}) == 2
+    assert deltas >= 5
+    assert "rank 3" in reason
+    wait_until(lambda: all(is_gone(process["pid"]) for process in ranks))
