@@ -62,18 +62,7 @@ class OutputReader:
             EngineDead: The output lost tokens that were read before: this stream cannot go on here.
         """
         token_ids: Sequence[int] = output.token_ids
-        reason = None if output.finish_reason is None else _REASONS.get(output.finish_reason, FinishReason.CANCELLED)
-        stop_token_id = None
-        end = len(token_ids)
-        if reason is FinishReason.STOP:
-            stop_token_id = self._stop_token(output.stop_reason, token_ids)
-            if end > self._read and token_ids[-1] == stop_token_id:
-                end -= 1
-        self._check_continuity(token_ids, end)
-        if reason is None and self._params.logprobs is not None:
-            end = min(end, max(len(output.logprobs or ()), self._read))
-        if self._params.max_tokens == 0 and reason in (FinishReason.STOP, FinishReason.LENGTH):
-            reason, stop_token_id, end = FinishReason.LENGTH, None, 0
+        reason, stop_token_id, end = self._find_end(output, token_ids)
         fresh = tuple(token_ids[self._read : end]) if self._params.max_tokens else ()
         if not fresh and reason is None:
             return None
@@ -87,6 +76,21 @@ class OutputReader:
         self._read += len(fresh)
         self._last_token = fresh[-1] if fresh else self._last_token
         return TokenDelta(fresh, reason, stop_token_id, logprobs, prefill, now_s if fresh else 0.0)
+
+    def _find_end(self, output: Any, token_ids: Sequence[int]) -> tuple[FinishReason | None, int | None, int]:
+        """Return why and by which token the output ended, if it did, and how many tokens can be told."""
+        reason = None if output.finish_reason is None else _REASONS.get(output.finish_reason, FinishReason.CANCELLED)
+        stop_token_id, end = None, len(token_ids)
+        if reason is FinishReason.STOP:
+            stop_token_id = self._stop_token(output.stop_reason, token_ids)
+            if end > self._read and token_ids[-1] == stop_token_id:
+                end -= 1
+        self._check_continuity(token_ids, end)
+        if reason is None and self._params.logprobs is not None:
+            end = min(end, max(len(output.logprobs or ()), self._read))
+        if self._params.max_tokens == 0 and reason in (FinishReason.STOP, FinishReason.LENGTH):
+            return FinishReason.LENGTH, None, 0
+        return reason, stop_token_id, end
 
     def _stop_token(self, stop_reason: Any, token_ids: Sequence[int]) -> int:
         """Return which stop token it was: the library names stop words, but not the end id."""
