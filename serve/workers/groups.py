@@ -44,7 +44,8 @@ def _make_launcher(launch: EngineLaunch, nodes: RayNodes) -> Launcher:
     if plan.launcher == "mpi":
         return MpiLauncher(make, plan.layout, nodes.here)
     if plan.launcher == "ray":
-        return RayOrchestratorLauncher(make, plan, [launch.model_dir])
+        assert isinstance(engine, TrtllmSettings), "planned for TensorRT-LLM only"
+        return RayOrchestratorLauncher(make, plan, [launch.model_dir, *engine.further_checkpoints])
     return InProcessLauncher(make, plan.layout)
 
 

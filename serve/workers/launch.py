@@ -55,7 +55,12 @@ def check_launch(engine: AnyEngineSettings, layout: ParallelLayout, resources: R
     gpus = resources.num_gpus
     if layout.world_size > 1 and gpus is not None and gpus not in (0, 1):
         raise ValueError(f"resources.num_gpus={gpus:g} is what each of {layout.world_size} ranks takes; use 1, or 0")
-    plan_launch(engine, layout, resources, mpi_works=lambda: True)
+    plan = plan_launch(engine, layout, resources, mpi_works=lambda: True)
+    if plan.launcher == "ray" and resources.num_cpus < 1:
+        raise ValueError(
+            f"resources.num_cpus={resources.num_cpus:g}: each of TensorRT-LLM's Ray workers takes a whole CPU core of "
+            "its bundle; use 1 or more"
+        )
 
 
 def check_fallback(engine: AnyEngineSettings, layout: ParallelLayout) -> None:

@@ -50,6 +50,12 @@ def test_an_engine_is_a_name_or_a_section() -> None:
             model(engine={"kind": "trtllm", "orchestrator": "in_process"}, parallel={"tensor": 2}),
             "use mpi, ray or auto",
         ),
+        (
+            model(
+                engine={"kind": "trtllm", "orchestrator": "ray"}, parallel={"tensor": 2}, resources={"num_cpus": 0.5}
+            ),
+            "resources.num_cpus=0.5: each of TensorRT-LLM's Ray workers takes a whole CPU core",
+        ),
         (model(fallback="transformers"), "fallback: the engine is `transformers` already"),
         (model(engine="trtllm", fallback="simulated"), r"fallback\.kind: .*'transformers'"),
         (model(engine="trtllm", engine_env={}), r"engine_env: give exactly one of py_executable"),
