@@ -187,24 +187,31 @@ async def _drain(stream: Any) -> None:
         pass
 
 
-async def test_an_engine_directory_is_served_by_the_tensorrt_backend(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeps_logits", [False, True])
+async def test_an_engine_directory_is_served_by_the_tensorrt_backend(tmp_path: Path, keeps_logits: bool) -> None:
     code = """
 import sys
 from tensorrt_llm._tensorrt_engine import LLM
 from tensorrt_llm.llmapi import BuildConfig
-llm = LLM(model=sys.argv[1], build_config=BuildConfig(max_batch_size=8, max_seq_len=512))
+kept = {"gather_context_logits": True, "gather_generation_logits": True} if sys.argv[3] == "True" else {}
+llm = LLM(model=sys.argv[1], build_config=BuildConfig(max_batch_size=8, max_seq_len=512, **kept))
 llm.save(sys.argv[2])
 llm.shutdown()
 """
     environ = double_environ("1.2.x", {**os.environ, "TLLM_WORKER_USE_SINGLE_PROCESS": "1"})
-    target = str(tmp_path / "engine")
-    await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", code, str(QUICKSTART), target], env=environ, check=True, timeout=60
-    )
+    arguments = [sys.executable, "-c", code, str(QUICKSTART), str(tmp_path / "engine"), str(keeps_logits)]
+    await asyncio.to_thread(subprocess.run, arguments, env=environ, check=True, timeout=60)
     settings = {"context_tokens": None, "max_batch_size": None}
     async with started("1.2.x", settings, model_dir=tmp_path / "engine") as engine:
         assert "tensorrt" in engine.info.engine
         assert engine.info.context_tokens == 512
         assert len(tokens_of(await run(engine, request("r")))) == 8
-        with pytest.raises(RequestError, match=r"build\.logprobs"):
-            await run(engine, request("l", logprobs=1))
+        scored = request("l", logprobs=1, prompt_logprobs=1)
+        if keeps_logits:
+            deltas = await run(engine, scored)
+            assert deltas[0].prefill is not None
+            assert len(deltas[0].prefill.prompt_logprobs or ()) == 40
+            assert all(delta.logprobs is not None for delta in deltas if delta.token_ids)
+        else:
+            with pytest.raises(RequestError, match=r"build\.logprobs"):
+                await run(engine, scored)

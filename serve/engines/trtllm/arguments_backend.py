@@ -72,7 +72,9 @@ def tensorrt_keywords(settings: TrtllmSettings, model: ModelDirectory) -> dict[s
         iter_stats_max_iterations=settings.stats.queue,
         request_stats_max_iterations=settings.stats.queue if settings.stats.requests else None,
     )
-    return keywords if model.built is not None else keywords | _build_keywords(settings, model)
+    if model.built is None:
+        return keywords | _build_keywords(settings, model)
+    return keywords | given(gather_generation_logits=model.built.gather_generation_logits or None)
 
 
 def _build_keywords(settings: TrtllmSettings, model: ModelDirectory) -> dict[str, Any]:

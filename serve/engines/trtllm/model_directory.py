@@ -28,6 +28,7 @@ class BuiltEngine:
         tensor, pipeline, context: Its parallel sizes.
         max_batch_size, max_num_tokens, max_seq_len: Its limits.
         tokens_per_block: Size of its KV blocks.
+        gather_context_logits, gather_generation_logits: Whether it keeps the logits of prompts, of the output.
     """
 
     version: str | None
@@ -38,6 +39,8 @@ class BuiltEngine:
     max_num_tokens: int | None
     max_seq_len: int | None
     tokens_per_block: int | None
+    gather_context_logits: bool = False
+    gather_generation_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def _built_engine(config: dict[str, Any]) -> BuiltEngine:
         max_num_tokens=build.get("max_num_tokens"),
         max_seq_len=build.get("max_seq_len"),
         tokens_per_block=build.get("plugin_config", {}).get("tokens_per_block"),
+        gather_context_logits=bool(build.get("gather_context_logits")),
+        gather_generation_logits=bool(build.get("gather_generation_logits")),
     )
 
 

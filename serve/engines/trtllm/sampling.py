@@ -61,7 +61,7 @@ def sampling_support(plan: EnginePlan, settings: TrtllmSettings, known_fields: f
 def _keeps_prompt_logits(plan: EnginePlan, settings: TrtllmSettings) -> bool:
     if plan.model.built is None:
         return settings.build.prompt_logprobs
-    return bool(getattr(plan.model.built, "gather_context_logits", False))
+    return plan.model.built.gather_context_logits
 
 
 def check_sampling(params: SamplingParams, support: SamplingSupport, prompt_tokens: int, vocab_size: int) -> None:
@@ -115,7 +115,7 @@ def sampling_keywords(request: GenerateRequest, support: SamplingSupport, fresh_
         keywords["ignore_eos"] = True
     if len(stops) > 1:
         keywords["stop_token_ids"] = list(stops[1:])
-    if params.min_tokens:
+    if params.min_tokens and stops:  # without an end id, the sampler would hold back the vocabulary's last token
         keywords["min_tokens"] = params.min_tokens
     if params.logit_bias:
         keywords["embedding_bias"] = dict(params.logit_bias)

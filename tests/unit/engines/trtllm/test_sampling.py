@@ -1,5 +1,6 @@
 """What requests become for TensorRT-LLM, and what is refused by name instead of being ignored."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ def test_trap_2_1_an_end_id_is_always_given() -> None:
     assert (with_stops["end_id"], with_stops["pad_id"], with_stops["stop_token_ids"]) == (5, 5, [6, 7])
     assert "ignore_eos" not in with_stops
     assert "stop_token_ids" not in keywords(stop_token_ids=(5,))
+
+
+def test_min_tokens_need_a_stop_token_to_hold_back() -> None:
+    assert keywords(min_tokens=3, stop_token_ids=(5,))["min_tokens"] == 3
+    assert "min_tokens" not in keywords(min_tokens=3)
 
 
 def test_penalties_leave_the_prompt_alone() -> None:
@@ -172,6 +178,9 @@ def test_a_built_engine_without_logits_says_so() -> None:
     chosen = plan(settings, Line.V1_2, model)
     assert chosen.backend is Backend.TENSORRT
     assert sampling_support(chosen, settings, FIELDS).missing.keys() == {"logprobs", "prompt_logprobs"}
+    keeping = replace(built, gather_context_logits=True, gather_generation_logits=True)
+    chosen = plan(settings, Line.V1_2, replace(model, built=keeping))
+    assert sampling_support(chosen, settings, FIELDS).missing == {}
 
 
 def test_min_tokens_with_several_stop_tokens_is_refused() -> None:
