@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serve.workers.gpu_memory import used_gpu_memory, wait_for_gpu_memory
-from serve.workers.processes import GROUP_VARIABLE, GroupMark, kill_group, marked_processes, start_reaper
+from serve.workers.processes import GROUP_VARIABLE, GroupMark, kill_group, marked_processes, start_reaper, start_ticks
 
 HELD_GIB = 16
 RUNS = 3
@@ -66,12 +66,12 @@ def measure(name: str, kill: Callable[[subprocess.Popen[bytes]], object]) -> Non
         output.readline()
     held = used_gpu_memory()
     gpu = max((name for name in before if name.isdigit()), key=lambda name: held[name] - before[name])
+    ranks = list(marked_processes(lambda mark: mark.group == "release"))
     begin_s = time.monotonic()
     kill(owner)
-    gone_s = None
-    while gone_s is None:
-        if not marked_processes(lambda mark: mark.group == "release"):
-            gone_s = time.monotonic() - begin_s
+    while any(start_ticks(pid) for pid in ranks):
+        time.sleep(0.001)
+    gone_s = time.monotonic() - begin_s
     late = used_gpu_memory()[gpu] - before[gpu]
     left = wait_for_gpu_memory(before, (gpu,), tolerance_bytes=256 * MIB, limit_s=LIMIT_S)
     free_s = time.monotonic() - begin_s

@@ -87,7 +87,8 @@ def kill_marked(wanted: Callable[[GroupMark], bool], limit_s: float) -> dict[int
     """Kill the processes whose mark is wanted, and wait until they are gone; a stopped one is killed as well.
 
     Looks again until there is none, twice in a row: a process may have started another one meanwhile, which carries
-    the mark as soon as it runs its own program. Blocks.
+    the mark as soon as it runs its own program. A dying process loses its memory, and the mark with it, before it gives
+    back devices and files, so each is waited for by its id as well. Blocks.
 
     Args:
         wanted: Says of a mark whether its process is to be killed.
@@ -97,13 +98,17 @@ def kill_marked(wanted: Callable[[GroupMark], bool], limit_s: float) -> dict[int
         Those that are alive all the same; empty if all is well.
     """
     deadline_s = time.monotonic() + limit_s
+    killed: dict[int, tuple[GroupMark, int | None]] = {}
     empty_looks = 0
     while True:
         alive = marked_processes(wanted)
         alive.pop(os.getpid(), None)
-        for pid in alive:
+        for pid, mark in alive.items():
+            killed[pid] = mark, start_ticks(pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+        dying = {pid: mark for pid, (mark, started) in killed.items() if started and start_ticks(pid) == started}
+        alive |= dying
         empty_looks = 0 if alive else empty_looks + 1
         if empty_looks == 2 or time.monotonic() > deadline_s:
             return alive
