@@ -52,7 +52,7 @@ class EventCounts:
     malformed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # one for each block of the cache
 class _Block:
     block_hash: int
     parent_hash: int
