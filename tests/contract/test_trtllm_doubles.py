@@ -119,7 +119,8 @@ class TestConstructor:
             library.params(**{other: None})
 
     def test_wrong_types_and_values(self, library: Library) -> None:
-        for name, value in (("tensor_parallel_size", "two"), ("load_format", "fast"), ("orchestrator_type", "slurm")):
+        wrong: dict[str, Any] = {"tensor_parallel_size": "two", "load_format": "fast", "orchestrator_type": "slurm"}
+        for name, value in wrong.items():
             with pytest.raises(ValueError, match=name):
                 library.llm(**{name: value})
         with pytest.raises(ValueError, match="free_gpu_memory_fraction"):

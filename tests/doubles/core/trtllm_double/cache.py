@@ -148,7 +148,8 @@ class BlockCache:
         """Put a sequence's computed blocks into the tree, under their tokens; private ones become shared."""
         if not self._reuse:
             return
-        node, stored, parent_hash = holding.root, [], None
+        stored: list[dict[str, Any]] = []
+        node, parent_hash = holding.root, None
         for index, part in enumerate(cut(tokens, self.tokens_per_block, partial=partial)):
             if index < len(holding.shared):
                 node = holding.shared[index]

@@ -17,8 +17,7 @@ _SPECULATIVE = "DecodingConfig"
 
 class _KvCacheRules(StrictBaseModel):
     @pydantic.model_validator(mode="after")
-    def _check(self) -> Any:
-        self: Any
+    def _check(self: Any) -> Any:
         fraction = self.free_gpu_memory_fraction
         if fraction is not None and not 0 <= fraction <= 1:
             raise ValueError("kv_cache_config.free_gpu_memory_fraction must be a float between 0 and 1")
@@ -36,8 +35,7 @@ class _KvCacheRules(StrictBaseModel):
 
 class _CudaGraphRules(StrictBaseModel):
     @pydantic.model_validator(mode="after")
-    def _check(self) -> Any:
-        self: Any
+    def _check(self: Any) -> Any:
         if self.batch_sizes and self.max_batch_size and self.max_batch_size != max(self.batch_sizes):
             raise ValueError("cuda_graph_config: max_batch_size must be max(batch_sizes) if both are given")
         return self
@@ -45,8 +43,7 @@ class _CudaGraphRules(StrictBaseModel):
 
 class _RayPlacementRules(StrictBaseModel):
     @pydantic.model_validator(mode="after")
-    def _check(self) -> Any:
-        self: Any
+    def _check(self: Any) -> Any:
         groups, indices = self.placement_groups, self.placement_bundle_indices
         if (groups is None) != (indices is None):
             raise ValueError("placement_groups and placement_bundle_indices must be provided together")
@@ -66,8 +63,7 @@ class _RayPlacementRules(StrictBaseModel):
 
 class _PeftRules(StrictBaseModel):
     @pydantic.model_validator(mode="after")
-    def _check(self) -> Any:
-        self: Any
+    def _check(self: Any) -> Any:
         if self.lora_prefetch_dir is not None:
             raise ValueError("lora_prefetch_dir is not supported")
         return self
@@ -170,8 +166,7 @@ class _ArgsRules(StrictBaseModel):
         return _speculative(value)
 
     @property
-    def world_size(self) -> int:
-        self: Any
+    def world_size(self: Any) -> int:
         size: int = self.tensor_parallel_size * self.pipeline_parallel_size * self.context_parallel_size
         return size
 
@@ -187,8 +182,7 @@ class _TorchArgsRules(_ArgsRules):
         return value
 
     @pydantic.model_validator(mode="after")
-    def _check(self) -> Any:
-        self: Any
+    def _check(self: Any) -> Any:
         for name in ("ray_worker_extension_cls", "ray_placement_config"):
             if getattr(self, name) is not None and self.orchestrator_type != "ray":
                 raise ValueError(f"{name} is only supported with orchestrator_type='ray'")

@@ -3,14 +3,16 @@
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from trtllm_double import line, sampler
-from trtllm_double.cache import BlockCache, Holding
+from trtllm_double.cache import BlockCache
 from trtllm_double.engine_request import EngineRequest, EngineResponse
 from trtllm_double.events import EventBuffer
+from trtllm_double.iteration_stats import StepWork, iteration_record, request_metrics, request_record
 from trtllm_double.model import Chunk, KvBuffer, LlamaModel
+from trtllm_double.sequence import Sequence
 
 
 @dataclass(frozen=True)
@@ -39,34 +41,6 @@ class CoreLimits:
 
 class EngineDiedError(Exception):
     """The step loop failed: the engine is lost."""
-
-
-@dataclass(eq=False)
-class Sequence:
-    """One request in the engine."""
-
-    request: EngineRequest
-    max_tokens: int
-    arrived_s: float
-    output: list[int] = field(default_factory=list)
-    holding: Holding | None = None
-    kv: KvBuffer | None = None
-    computed: int = 0
-    cached: int = 0
-    target: int = 0  # tokens to compute before the next one can be drawn
-    sent: int = 0
-    iterations: int = 0
-    cumulative: float = 0.0
-    logprobs: list[list[tuple[int, float, int]]] = field(default_factory=list)
-    context_logits: list[Any] = field(default_factory=list)
-    generation_logits: list[Any] = field(default_factory=list)
-    scheduled_s: float = 0.0
-    first_token_s: float = 0.0
-    prompt_stored: bool = False
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.request.prompt + self.output
 
 
 class EngineCore:
@@ -141,7 +115,13 @@ class EngineCore:
             if response is not None:
                 responses.append(response)
         self.events.flush()
-        self._record(started, len(chunks), contexts, prefill)
+        self._iteration += 1
+        if self.limits.stats:
+            work = StepWork(
+                time.perf_counter() - started, len(chunks), contexts, prefill, self._new_active, self._completed
+            )
+            self.stats.append(self._record(work))
+            self._completed = 0
         return responses
 
     def fail_step(self, text: str) -> list[EngineResponse]:
@@ -157,6 +137,13 @@ class EngineCore:
         """Reference 1.4: what get_kv_cache_capacity() returns; the GPU's pool only."""
         blocks, size = self.limits.primary_blocks, self.limits.tokens_per_block
         return {"maxNumBlocks": blocks, "tokensPerBlock": size, "maxNumTokens": blocks * size}
+
+    def _record(self, work: StepWork) -> dict[str, Any]:
+        record = iteration_record(self._iteration, work, self.cache, self.limits.max_batch_size)
+        record |= {"numActiveRequests": len(self.running), "numQueuedRequests": len(self.waiting)}
+        if self.limits.request_stats:
+            record["requestStats"] = [request_record(s, self.cache) for s in [*self.running, *self.waiting]]
+        return record
 
     def _end_cancelled(self) -> list[EngineResponse]:
         if not self._cancelled:
@@ -360,7 +347,7 @@ class EngineCore:
                 response.prompt_logprobs = self._prompt_logprobs(sequence, rows)
             sequence.context_logits = []
         if finish is not None:
-            response.metrics = _metrics(sequence)
+            response.metrics = request_metrics(sequence)
         return response
 
     def _prompt_logprobs(self, sequence: Sequence, rows: Any) -> list[list[tuple[int, float, int]]]:
@@ -372,86 +359,8 @@ class EngineCore:
             sampler.describe(sampler.log_softmax(row), count, token) for row, token in zip(rows, following, strict=True)
         ]
 
-    def _record(self, started: float, scheduled: int, contexts: int, context_tokens: int) -> None:
-        """Keep one iteration's record (reference 2.6)."""
-        self._iteration += 1
-        if not self.limits.stats:
-            return
-        cache = self.cache
-        missed, reused = cache.missed, cache.reused
-        record: dict[str, Any] = {
-            "timestamp": time.strftime("%m-%d-%Y %H:%M:%S"),
-            "iter": self._iteration,
-            "iterLatencyMS": (time.perf_counter() - started) * 1000,
-            "newActiveRequestsQueueLatencyMS": 0.0,
-            "numNewActiveRequests": self._new_active,
-            "numActiveRequests": len(self.running),
-            "numQueuedRequests": len(self.waiting),
-            "numCompletedRequests": self._completed,
-            "maxNumActiveRequests": self.limits.max_batch_size,
-            "gpuMemUsage": 1 << 30,
-            "cpuMemUsage": 0,
-            "pinnedMemUsage": 0,
-            "kvCacheStats": {
-                "maxNumBlocks": cache.primary,
-                "freeNumBlocks": cache.primary - cache.used,
-                "usedNumBlocks": cache.used,
-                "tokensPerBlock": cache.tokens_per_block,
-                "allocTotalBlocks": cache.alloc_total,
-                "allocNewBlocks": cache.alloc_new,
-                "reusedBlocks": reused,
-                "missedBlocks": missed,
-                "cacheHitRate": reused / (reused + missed) if reused + missed else 0.0,
-            },
-            "inflightBatchingStats": {
-                "numScheduledRequests": scheduled,
-                "numContextRequests": contexts,
-                "numGenRequests": scheduled - contexts,
-                "numPausedRequests": 0,
-                "numCtxTokens": context_tokens,
-                "microBatchId": 0,
-                "avgNumDecodedTokensPerIter": 1.0,
-            },
-        }
-        if self.limits.request_stats:
-            record["requestStats"] = [_request_stats(s, cache) for s in [*self.running, *self.waiting]]
-        self._completed = 0
-        self.stats.append(record)
-
 
 def _stack(rows: list[Any]) -> Any:
     import numpy as np
 
     return np.concatenate([row if row.ndim == 2 else row[None] for row in rows])
-
-
-def _metrics(sequence: Sequence) -> dict[str, float]:
-    """Reference 6.3: seconds; TPOT only for more than one token."""
-    now = time.perf_counter()
-    first, count = sequence.first_token_s or now, len(sequence.output)
-    metrics = {"ttft": first - sequence.arrived_s, "e2e": now - sequence.arrived_s}
-    metrics["request_queue_time"] = (sequence.scheduled_s or now) - sequence.arrived_s
-    if count > 1:
-        metrics["tpot"] = (now - first) / (count - 1)
-    return metrics
-
-
-def _request_stats(sequence: Sequence, cache: BlockCache) -> dict[str, Any]:
-    stage = (
-        "QUEUED" if sequence.holding is None else "GENERATION_IN_PROGRESS" if sequence.output else "CONTEXT_IN_PROGRESS"
-    )
-    prompt = len(sequence.request.prompt)
-    return {
-        "id": sequence.request.id,
-        "stage": stage,
-        "contextPrefillPosition": min(sequence.computed, prompt),
-        "numGeneratedTokens": len(sequence.output),
-        "avgNumDecodedTokensPerIter": 1.0,
-        "scheduled": sequence.holding is not None,
-        "paused": False,
-        "allocTotalBlocksPerRequest": cache.blocks_for(prompt) - sequence.cached // cache.tokens_per_block,
-        "allocNewBlocksPerRequest": cache.blocks_for(prompt) - sequence.cached // cache.tokens_per_block,
-        "reusedBlocksPerRequest": sequence.cached // cache.tokens_per_block,
-        "missedBlocksPerRequest": cache.blocks_for(prompt) - sequence.cached // cache.tokens_per_block,
-        "kvCacheHitRatePerRequest": sequence.cached / prompt,
-    }

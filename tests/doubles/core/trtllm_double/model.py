@@ -85,7 +85,7 @@ class LlamaModel:
     @property
     def bytes_per_token(self) -> int:
         """Size of one token's keys and values on a GPU, in float16."""
-        return self.layers * 2 * self.kv_heads * self.head_dim * 2
+        return int(self.layers * 2 * self.kv_heads * self.head_dim * 2)
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Any]:
         """Compute chunks; fill their buffers; return each one's logits, (tokens or 1, vocab_size)."""
@@ -100,7 +100,9 @@ class LlamaModel:
             y = _rms(x, layer["post"], self._eps) @ layer["gate_up"]
             gate, up = np.split(y, 2, -1)
             x = x + (gate / (1 + np.exp(-gate)) * up) @ layer["down"]
-        wanted, counts, at = [], [], 0
+        wanted: list[int] = []
+        counts: list[int] = []
+        at = 0
         for chunk in chunks:
             size = len(chunk.tokens)
             wanted.extend(range(at if chunk.all_logits else at + size - 1, at + size))
@@ -148,7 +150,7 @@ def _layer(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
         return np.ascontiguousarray(np.concatenate([weights[f"{prefix}{name}.weight"] for name in names]).T)
 
     projections = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    biases = [weights.get(f"{prefix}{name}.bias") for name in projections]
+    biases: list[Any] = [weights.get(f"{prefix}{name}.bias") for name in projections]
     return {
         "qkv": of(*projections),
         "qkv_bias": np.concatenate(biases) if biases[0] is not None else np.float32(0),

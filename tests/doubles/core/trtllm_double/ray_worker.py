@@ -56,7 +56,7 @@ class RayWorkerWrapper:
             raise OSError(f"rank 0 is on node {here}, and cannot bind the address {owner} of the LLM object's node")
         self._listener = Listener((owner, 0), authkey=plan.key, backlog=max(1, plan.spec.world_size))
         self._plan = plan
-        address: tuple[str, int] = self._listener.address  # type: ignore[assignment]
+        address: tuple[str, int] = self._listener.address
         return address
 
     def lead(self) -> None:

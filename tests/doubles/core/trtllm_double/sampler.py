@@ -1,6 +1,7 @@
 """Logits -> the next token and its log probabilities."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from trtllm_double.engine_request import EngineRequest
 
 def check(request: EngineRequest) -> str | None:
     """Return what the C++ SamplingConfig refuses; the worker answers with an error (reference 3.1)."""
-    rules = {
+    rules: dict[str, tuple[Any, Callable[[Any], bool]]] = {
         "top_p": (request.top_p, lambda v: 0 < v <= 1),
         "top_k": (request.top_k, lambda v: v >= 0),
         "min_p": (request.min_p, lambda v: 0 <= v <= 1),

@@ -76,8 +76,7 @@ DisaggregatedParams: Any = signatures.make_dataclass(
 class _SamplingBase:
     """What SamplingParams does beside holding fields."""
 
-    def __post_init__(self) -> None:
-        self: Any
+    def __post_init__(self: Any) -> None:
         if self.pad_id is None:
             self.pad_id = self.end_id
         self.best_of = self.best_of or self.n
@@ -86,8 +85,7 @@ class _SamplingBase:
         self._used = False
         self._validate()
 
-    def _validate(self) -> None:
-        self: Any
+    def _validate(self: Any) -> None:
         if self.best_of < self.n:
             raise ValueError(f"best_of ({self.best_of}) cannot be less than n ({self.n})")
         greedy = self.top_k in (None, 1) and self.top_p in (None, 0.0) and not self.use_beam_search
@@ -100,9 +98,8 @@ class _SamplingBase:
         self.logprobs = self.logprobs and int(self.logprobs)
         self.prompt_logprobs = self.prompt_logprobs and int(self.prompt_logprobs)
 
-    def _setup(self, tokenizer: Any, add_special_tokens: bool = False) -> Any:
+    def _setup(self: Any, tokenizer: Any, add_special_tokens: bool = False) -> Any:
         """Fill in the tokenizer's ids: the object is changed (reference 2.1)."""
-        self: Any
         if self.end_id is None:
             self.end_id = tokenizer.eos_token_id
             self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_id
@@ -114,25 +111,23 @@ class _SamplingBase:
                 setattr(self, f"_{name}_word_ids", ids)
         return self
 
-    def _mark_used(self) -> None:
+    def _mark_used(self: Any) -> None:
         """Reference 7.2: do not share a SamplingParams between requests."""
-        self: Any
         if self._used:
             misuse("a SamplingParams object was used for a second request: it is mutated by the first")
         self._used = True
 
-    def _words(self, name: str) -> list[list[int]]:
-        self: Any
+    def _words(self: Any, name: str) -> list[list[int]]:
         ids = [[i] for i in getattr(self, f"{name}_token_ids") or []]
         if getattr(self, name) is None:
             return ids
         words = getattr(self, f"_{name}_word_ids")
         if words is None:
             raise RuntimeError(f"SamplingParams.{name} is not processed by tokenizer, please call the setup method.")
-        return ids + words
+        every: list[list[int]] = ids + words
+        return every
 
-    def _get_stop_reasons_and_words(self) -> list[tuple[Any, list[int]]]:
-        self: Any
+    def _get_stop_reasons_and_words(self: Any) -> list[tuple[Any, list[int]]]:
         reasons = list(self.stop_token_ids or [])
         if self.stop is not None:
             reasons.extend([self.stop] if isinstance(self.stop, str) else self.stop)
