@@ -187,7 +187,9 @@ def start_ticks(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = stat.rpartition(")")[2].split()  # the command before may hold anything
-    return None if fields[0] in "ZX" else int(fields[19])
+    state, threads, started = fields[0], int(fields[17]), int(fields[19])
+    # The first thread of a dying process is a zombie while others are still at the process's devices.
+    return None if state in "ZX" and threads <= 1 else started
 
 
 @cache

@@ -1,11 +1,13 @@
 """Marks, reaper and stale groups: nothing that carries a mark outlives its owner."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -171,6 +173,28 @@ def test_killing_a_group_leaves_others_alone(owners: list[Owner]) -> None:
     assert kill_group("one", LIMIT_S) == {}
     assert not owners[0].children()
     assert len(owners[1].children()) == 3
+
+
+def test_a_process_lives_until_its_last_thread_has_ended() -> None:
+    """The first thread ends alone, as it does in a killed process whose others are still at the GPU."""
+    number = {"x86_64": 60, "aarch64": 93}[platform.machine()]  # exit(2) of the calling thread
+    program = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "print('two', flush=True)\n"
+        f"ctypes.CDLL(None).syscall({number}, 0)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout as output:
+        output.readline()
+        stat = Path(f"/proc/{process.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        assert start_ticks(process.pid) is not None
+    process.kill()
+    until_gone([process.pid])
+    process.wait()
 
 
 def test_a_process_does_not_kill_itself(monkeypatch: pytest.MonkeyPatch) -> None:
