@@ -137,7 +137,7 @@ def pooled(readings: list[Reading], which: Callable[[Reading], list[float]]) -> 
 
 async def run() -> Report:
     """Measure everything."""
-    report = Report("remote_engine", "python -m benchmarks.remote_engine")
+    report, load = Report("remote_engine", "python -m benchmarks.remote_engine"), os.getloadavg()[0]
     here, there = await measure(STEADY, STREAMS, 300)
     for percent in (50, 99):
         ours = percentile(pooled(there, lambda reading: reading.late_s), percent)
@@ -156,6 +156,7 @@ async def run() -> Report:
     base = 1 / best(here, lambda reading: reading.wall_s / reading.tokens)
     report.add(f"tokens through one socket, {STREAMS} streams as fast as they come", ours, "tokens/s")
     report.add("over the engine alone, which has one process less", ours / base, "x")
+    report.note(f"Load average of the machine before the run: {load:.1f}.")
     report.note("The simulated engine has no model: its own cost is far below that of any engine that computes.")
     return report
 
