@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -44,13 +45,16 @@ def announce(plan: RankPlan) -> None:
         (folder / f"rank{plan.rank}.pid").write_text(str(os.getpid()))
     if shared := switches.text("PIDS"):
         Path(shared, str(os.getpid())).write_text(json.dumps({"rank": plan.rank, "owner": plan.owner_pid}))
-    threading.Thread(target=_end_orphans, args=(plan.owner_pid,), name="double-orphan-guard", daemon=True).start()
+    threading.Thread(
+        target=_end_orphans, args=(plan.owner_pid, folder), name="double-orphan-guard", daemon=True
+    ).start()
 
 
-def _end_orphans(owner_pid: int) -> None:
+def _end_orphans(owner_pid: int, folder: Path) -> None:
     """End some time after the owner: real orphans stay for ever (reference 7.3), but tests must not leave any."""
     while Path(f"/proc/{owner_pid}").exists():
         time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
     time.sleep(switches.number("ORPHAN_S", 120))
     os._exit(1)
 
