@@ -141,6 +141,17 @@ async def test_trap_2_7_events_that_the_ring_buffer_dropped_leave_no_wrong_index
 
 
 @pytest.mark.parametrize("line", LINES)
+async def test_without_block_reuse_there_are_no_events_and_the_cache_has_a_size_all_the_same(line: LineName) -> None:
+    async with started(line, {"kv_cache": {"block_reuse": False}}) as engine:
+        for name in "ab":
+            (first, *_) = await run(engine, request(name))
+            assert first.prefill is not None
+            assert first.prefill.cached_tokens == 0
+        assert engine.info.total_blocks > 100
+        assert engine.ask("told") == []
+
+
+@pytest.mark.parametrize("line", LINES)
 async def test_workers_in_processes_of_their_own_generate_the_same(line: LineName) -> None:
     async with started(line) as engine:
         expected = tokens_of(await run(engine, request("r", logprobs=1)))
