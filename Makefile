@@ -21,7 +21,7 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: install-dev
+unit: install-dev engine-env
 	$(BIN)/pytest
 
 test-gpu:  ## the trtllm engine on GPUs: make test-gpu MODEL=/path GPU_PYTHON=python3 (that TensorRT-LLM is installed for)

@@ -73,5 +73,4 @@ def _fit_to_model(settings: SimulatedSettings, model_dir: Path) -> SimulatedSett
     special = sorted(int(token["id"]) for token in tokenizer.get("added_tokens", ()) if token["id"] < vocab_size)
     borders = [-1, *special, vocab_size]
     first, last = max(((a + 1, b - 1) for a, b in pairwise(borders)), key=lambda ids: ids[1] - ids[0])
-    fitted = {"vocab_size": vocab_size, "token_range": (first, last)}
-    return SimulatedSettings.model_validate(settings.model_dump(exclude_unset=True) | fitted)
+    return settings.model_copy(update={"vocab_size": vocab_size, "token_range": (first, last)})

@@ -1,5 +1,6 @@
 """From settings to an engine."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ from tokenizers import Tokenizer
 
 from serve.config import BUILTIN_MODELS
 from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
-from serve.engines.factory import make_engine
-from serve.engines.simulated.settings import SimulatedSettings
+from serve.engines.factory import _fit_to_model, make_engine
+from serve.engines.simulated.settings import FixedLatencySettings, SimulatedSettings
 
 QUICKSTART = BUILTIN_MODELS / "quickstart"
 
@@ -31,3 +32,11 @@ def _special_tokens(model_dir: Path) -> set[int]:
     added = Tokenizer.from_file(str(model_dir / "tokenizer.json")).get_added_tokens_decoder()
     assert added
     return set(added)
+
+
+def test_settings_made_in_python_keep_what_they_have() -> None:
+    settings = SimulatedSettings(latency=FixedLatencySettings(decode_step_s=0.01), max_batch_size=3)
+    fitted = _fit_to_model(settings, QUICKSTART)
+    assert fitted.latency == settings.latency
+    assert fitted.max_batch_size == 3
+    assert fitted.vocab_size == json.loads((QUICKSTART / "config.json").read_text())["vocab_size"]
