@@ -22,7 +22,7 @@ lint: install-dev
 	$(BIN)/lint-imports
 
 unit: install-dev engine-env
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --no-loadscope-reorder
 
 test-gpu:  ## the trtllm engine on GPUs: make test-gpu MODEL=/path GPU_PYTHON=python3 (that TensorRT-LLM is installed for)
 	@test -n "$(MODEL)" || { echo "make test-gpu MODEL=/path/to/checkpoint [GPU_PYTHON=/path/to/python]"; exit 2; }

@@ -1,7 +1,7 @@
 """Settings of all tests."""
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,17 +13,24 @@ settings.load_profile("raytrt")
 # Threads of PyTorch that spin while they wait starve each other on a machine with few cores; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-TESTS = Path(__file__).parent
+INTEGRATION = "tests/integration/"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let two workers share the tests: integration tests one after the other on one of them, which begins with them.
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(INTEGRATION))
 
-    They start whole systems, and would take each other's cores. All others are cut by module, which shares fixtures.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let workers share the tests by module, and all integration tests be one worker's.
+
+    These start whole systems, and two at a time would take each other's cores.
     """
-    for item in items:
-        parts = item.path.relative_to(TESTS).parts
-        name = parts[0] if parts[0] == "integration" else "/".join(parts)
-        item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] != "integration")
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it is untyped here
+        def _split_scope(self, nodeid: str) -> str:
+            return INTEGRATION if nodeid.startswith(INTEGRATION) else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
