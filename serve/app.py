@@ -8,6 +8,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
+from serve import build_report
 from serve.config import AppConfig, ModelConfig, parse_app_config
 from serve.core.placement import PlacementError, PlacementPlan, actor_options, check_feasible
 from serve.engines.factory import context_limit
@@ -33,10 +34,14 @@ def build_app(args: dict[str, Any]) -> Application:
     Raises:
         ConfigError: A mistake in `args`, or a model whose files are missing.
     """
-    config = parse_app_config(args)
-    for model in config.models:
-        model.check_files()
-    return _bind_gateway(config)
+    try:
+        config = parse_app_config(args)
+        for model in config.models:
+            model.check_files()
+        return _bind_gateway(config)
+    except ConfigError as exc:
+        build_report.report(exc)
+        raise
 
 
 def _bind_gateway(config: AppConfig) -> Application:

@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import signal
 import sys
 
 import psutil
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -16,6 +18,12 @@ def adopt_orphans() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def interrupt_with_parent() -> None:
+    """Have this process interrupted when its parent dies, however that is; for a child before `exec`. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
 
 
 def end_descendants(grace_s: float = 3.0) -> list[str]:

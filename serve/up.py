@@ -6,20 +6,29 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from types import FrameType
 
+from serve import build_report
 from serve.config import AppConfig
 from serve.config_file import ConfigFile
 from serve.errors import ConfigError
 from serve.flags import SERVE_FLAGS
 from serve.ingress.backend import FAILED
-from serve.process_tree import adopt_orphans, end_descendants
+from serve.process_tree import adopt_orphans, end_descendants, interrupt_with_parent
 
 POLL_S = 0.5
+# Ray Serve's, with its defaults; one of each a machine.
+_OWN_PORTS = {
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
+}
 _STOP_MARGIN_S = 30.0  # beyond the time that replicas may take to finish their streams
 
 
@@ -49,18 +58,35 @@ def up(config: ConfigFile, address: str | None) -> int:
     if address is None:
         # `serve run` alone would join any Ray that happens to run on this machine, and leave its Serve there.
         environ["RAY_ADDRESS"] = "local"
+        _move_taken_ports(environ)
     # A shell that starts this in the background has SIGINT ignored, and `serve run` would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # In a process group of its own, so that a terminal's Ctrl-C reaches it once: through this process.
-    child = subprocess.Popen(command, env=environ, process_group=0)
-    _forward_signals(child, int(config.drain_timeout_s + _STOP_MARGIN_S))
-    started_s = time.monotonic()
-    if _wait_until_ready(child, config.url):
-        first = next(iter(config.applications.values()))
-        print(_banner(config.url, first, time.monotonic() - started_s), flush=True)
-    status = child.wait()
-    end_descendants()
+    with tempfile.TemporaryDirectory(prefix="raytrt-") as directory:
+        report = Path(directory, "build")
+        environ[build_report.VARIABLE] = str(report)
+        child = subprocess.Popen(command, env=environ, process_group=0, preexec_fn=interrupt_with_parent)
+        _forward_signals(child, int(config.drain_timeout_s + _STOP_MARGIN_S))
+        started_s = time.monotonic()
+        failure = _wait_until_ready(child, config.url, report)
+        if failure is None and child.poll() is None:
+            first = next(iter(config.applications.values()))
+            print(_banner(config.url, first, time.monotonic() - started_s), flush=True)
+        status = child.wait()
+        end_descendants()
+    if failure is not None:
+        print(f"raytrt: {failure}", file=sys.stderr)
+        return 1
     return status
+
+
+def _move_taken_ports(environ: dict[str, str]) -> None:
+    """Choose other ports for those of Serve's own that something else has, unless the user chose them."""
+    for name, port in _OWN_PORTS.items():
+        if name not in environ and _in_use("127.0.0.1", port):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                environ[name] = str(probe.getsockname()[1])
 
 
 def _forward_signals(child: "subprocess.Popen[bytes]", limit_s: int) -> None:
@@ -86,8 +112,12 @@ def _in_use(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def _wait_until_ready(child: "subprocess.Popen[bytes]", url: str) -> bool:
-    """Poll /ready, and print what changes; False if the child ended, or was ended because a model cannot start."""
+def _wait_until_ready(child: "subprocess.Popen[bytes]", url: str, report: Path) -> str | None:
+    """Poll /ready, and print what changes, until it is, or the child ends.
+
+    Returns:
+        None, or why the child was told to end: the application cannot be built, or a model not be started.
+    """
     last = ""
     while child.poll() is None:
         ready, state = _readiness(url)
@@ -95,13 +125,13 @@ def _wait_until_ready(child: "subprocess.Popen[bytes]", url: str) -> bool:
             print(f"raytrt: {state}", flush=True)
             last = state
         if ready:
-            return True
-        if FAILED in state:
-            print("raytrt: giving up", file=sys.stderr, flush=True)
+            return None
+        failure = build_report.read(report) or ("giving up: a model failed to start" if FAILED in state else None)
+        if failure is not None:
             child.send_signal(signal.SIGINT)
-            return False
+            return failure
         time.sleep(POLL_S)
-    return False
+    return None
 
 
 def _readiness(url: str) -> tuple[bool, str]:

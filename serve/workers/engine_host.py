@@ -7,7 +7,6 @@ That environment has Ray's core and what the engine needs, but not Ray Serve: of
 import asyncio
 import sys
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ import psutil
 import ray
 
 from serve.core.placement import PlacementPlan
-from serve.engines.factory import AnyEngineSettings, make_engine
+from serve.engines.factory import AnyEngineSettings
 from serve.engines.remote.server import EngineServer
 from serve.logs import configure_logging
 from serve.workers.gpu_memory import used_gpu_memory
 from serve.workers.launched_engine import LaunchedEngine, RankEvent, RankNews
-from serve.workers.launchers.in_process import InProcessLauncher
-from serve.workers.launchers.mpi import MpiLauncher
+from serve.workers.launchers.hosting import make_hosting_launcher
 from serve.workers.launchers.port import Launcher, RankProcess
-from serve.workers.launchers.ray_orchestrator import RayOrchestratorLauncher
 
 _REPORTED = ("fastapi", "numpy", "ray", "raytrt", "tensorrt_llm", "torch", "transformers")
 _STOP_SLACK_S = 10.0  # for ranks that have to be killed
@@ -57,16 +54,8 @@ class HostOrder:
 
     def make_launcher(self) -> Launcher:
         """Make the launcher that would be in the replica if that had this environment."""
-        make = partial(make_engine, self.engine, self.model_dir, self.plan.layout)
-        match self.plan.launcher:
-            case "mpi":
-                return MpiLauncher(make, self.plan.layout, ray.get_runtime_context().get_node_id())
-            case "ray":
-                return RayOrchestratorLauncher(make, self.plan, [str(self.model_dir)])
-            case "in_process":
-                return InProcessLauncher(make, self.plan.layout)
-            case "torch_distributed":
-                raise AssertionError("its ranks are actors with an environment of their own")
+        node_id = ray.get_runtime_context().get_node_id()
+        return make_hosting_launcher(self.engine, self.model_dir, self.plan, node_id)
 
 
 @dataclass(frozen=True)

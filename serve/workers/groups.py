@@ -1,23 +1,19 @@
 """From a launch to its worker group: every launcher is made here."""
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from serve.engines.factory import make_engine
 from serve.engines.trtllm.settings import TrtllmSettings
 from serve.errors import ConfigError
 from serve.workers.engine_env import EngineEnv
 from serve.workers.group import WorkerGroup
 from serve.workers.launch import EngineLaunch
 from serve.workers.launchers.engine_host import EngineHostLauncher
-from serve.workers.launchers.in_process import InProcessLauncher
-from serve.workers.launchers.mpi import MpiLauncher
+from serve.workers.launchers.hosting import make_hosting_launcher
 from serve.workers.launchers.port import Launcher
-from serve.workers.launchers.ray_orchestrator import RayOrchestratorLauncher
 from serve.workers.launchers.torch_distributed import TorchDistributedLauncher
 from serve.workers.nodes import RayNodes
 from serve.workers.rank_program import make_program
@@ -40,13 +36,7 @@ def _make_launcher(launch: EngineLaunch, nodes: RayNodes) -> Launcher:
     if plan.host_bundle is not None or launch.env is not None:
         env = launch.env or EngineEnv(py_executable=sys.executable)
         return EngineHostLauncher(plan, env, engine, model_dir, launch.watch, nodes=nodes)
-    make = partial(make_engine, engine, model_dir, plan.layout)
-    if plan.launcher == "mpi":
-        return MpiLauncher(make, plan.layout, nodes.here)
-    if plan.launcher == "ray":
-        assert isinstance(engine, TrtllmSettings), "planned for TensorRT-LLM only"
-        return RayOrchestratorLauncher(make, plan, [launch.model_dir, *engine.further_checkpoints])
-    return InProcessLauncher(make, plan.layout)
+    return make_hosting_launcher(engine, model_dir, plan, nodes.here)
 
 
 def _own_gpus() -> list[str]:

@@ -172,10 +172,24 @@ def test_a_model_that_cannot_start_is_reported_and_ends_up(tmp_path: Path) -> No
     args["models"][0]["engine"]["faults"] = [{"kind": "fail_start", "times": 100}]
     serving = Serving(args, tmp_path)
     try:
-        serving.process.wait(DEADLINE_S)
+        assert serving.process.wait(DEADLINE_S) == 1
         assert "sim does not start: simulated fault" in serving.log()
         assert "giving up" in serving.log()
         assert "Traceback" not in serving.log()
+    finally:
+        serving.end()
+
+
+def test_a_layout_without_room_ends_up_with_the_reason(tmp_path: Path) -> None:
+    model = {"id": "big", "engine": "trtllm", "parallel": {"tensor": 2}}
+    serving = Serving({"models": [model], "gateway": {"num_cpus": 0.05}}, tmp_path)
+    try:
+        assert serving.process.wait(120) == 1
+        last = serving.log().strip().splitlines()[-1]
+        assert last.startswith(
+            "raytrt: models[big].parallel: no room for tensor=2 x pipeline=1: it takes one node with"
+        )
+        assert "start Ray on GPU nodes" in last
     finally:
         serving.end()
 
