@@ -5,6 +5,7 @@ RayTRTError
 │   └── ContextTooLong     … because prompt and output do not fit the model's context
 ├── Overloaded         the client, after `retry_after_s`
 ├── EngineDead         Serve: the replica has to be replaced
+│   └── StreamLost         … the client alone, by sending it again: one request is lost, its engine serves on
 ├── BundleMismatch     whoever builds bundles: this hardware or software cannot load it
 └── ConfigError        the operator: a configuration file or command line is wrong
 
@@ -76,6 +77,14 @@ class Overloaded(RayTRTError):
 
 class EngineDead(RayTRTError):
     """The engine, or one of its ranks, is gone; the replica has to be replaced."""
+
+
+class StreamLost(EngineDead):
+    """One request cannot go on, and its engine can: an answer made no sense, or its handling failed.
+
+    Who waits for the tokens has lost them either way, and takes it as the engine's death; who looks after the engine
+    must not.
+    """
 
 
 class BundleMismatch(RayTRTError):

@@ -7,7 +7,7 @@ import msgspec
 
 from serve.core.framing import frame
 from serve.core.request import TokenDelta
-from serve.errors import ContextTooLong, EngineDead, Overloaded, RayTRTError, RequestError
+from serve.errors import ContextTooLong, EngineDead, Overloaded, RayTRTError, RequestError, StreamLost
 
 MAX_HELLO_BYTES = 1024
 
@@ -69,7 +69,7 @@ def pack(message: Hello | Frame) -> bytes:
 
 
 _ERRORS: dict[str, type[RayTRTError]] = {
-    error.__name__: error for error in (RequestError, ContextTooLong, Overloaded, EngineDead)
+    error.__name__: error for error in (RequestError, ContextTooLong, Overloaded, EngineDead, StreamLost)
 }
 
 

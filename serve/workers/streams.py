@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 from serve.core.request import TokenDelta
-from serve.errors import EngineDead
+from serve.errors import EngineDead, StreamLost
 
 T = TypeVar("T")
 
@@ -115,6 +115,8 @@ class StreamGuard:
         except asyncio.CancelledError:
             self._explain_cancellation(stream)
             raise
+        except StreamLost:
+            raise  # this one alone: the others go on, and so does the engine
         except EngineDead as exc:
             stream.task = None  # it is at its end, and need not be cut for what it is about to tell
             self._on_death(str(exc))

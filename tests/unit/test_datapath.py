@@ -19,7 +19,7 @@ from serve.datapath.frames import (
 )
 from serve.datapath.listener import DeltaListener, DeltaStream
 from serve.datapath.sender import DeltaSender
-from serve.errors import ConfigError, ContextTooLong, EngineDead, Overloaded, RayTRTError, RequestError
+from serve.errors import ConfigError, ContextTooLong, EngineDead, Overloaded, RayTRTError, RequestError, StreamLost
 
 deltas = st.builds(
     TokenDelta,
@@ -54,6 +54,7 @@ def test_a_length_no_peer_of_ours_would_send_is_refused() -> None:
         ContextTooLong(5000, 16, 4096, "prompt"),
         Overloaded("full", 2.5),
         EngineDead("rank 1 is gone"),
+        StreamLost("2 logprobs for 3 tokens"),
     ],
 )
 def test_errors_cross_the_wire_whole(error: RayTRTError) -> None:

@@ -27,7 +27,7 @@ from serve.engines.remote.wire import (
     pack,
     stats_to_wire,
 )
-from serve.errors import EngineDead, RayTRTError
+from serve.errors import EngineDead, RayTRTError, StreamLost
 
 logger = logging.getLogger(__name__)
 
@@ -182,10 +182,11 @@ class ReplicaSession:
                     self._link.flush_soon()
                     if delta.finish_reason is not None:
                         return
-            raise EngineDead("the engine ended a sequence without a reason")
+            raise StreamLost("the engine ended a sequence without a reason")
         except Exception as exc:
             if not isinstance(exc, RayTRTError):
                 logger.exception("Sequence %s failed.", request.request_id)
+                exc = StreamLost(f"internal error of the engine: {type(exc).__name__}: {exc}")  # this sequence alone
             self._errors[stream] = error_to_wire(exc)
 
     async def _follow(self, feed: int) -> None:

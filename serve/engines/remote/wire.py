@@ -22,6 +22,7 @@ from serve.errors import (
     Overloaded,
     RayTRTError,
     RequestError,
+    StreamLost,
 )
 
 PROTOCOL_VERSION = 1
@@ -170,7 +171,7 @@ def stats_from_wire(fields: tuple[int | float, ...]) -> EngineStats:
 
 _ERRORS: dict[str, type[RayTRTError]] = {
     error.__name__: error
-    for error in (RequestError, ContextTooLong, Overloaded, EngineDead, BundleMismatch, ConfigError)
+    for error in (RequestError, ContextTooLong, Overloaded, EngineDead, StreamLost, BundleMismatch, ConfigError)
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from serve.engines.trtllm.flights import Flight, Flights
 from serve.engines.trtllm.loaded import Loaded
 from serve.engines.trtllm.scoring import prompt_logprobs
-from serve.errors import EngineDead, RayTRTError, RequestError
+from serve.errors import EngineDead, RayTRTError, RequestError, StreamLost
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ async def pump(
             if await _take(flight, response, flights):
                 return
         if not flight.is_left:
-            raise EngineDead("the engine ended a request without a reason")
+            raise StreamLost("the engine ended a request without a reason")
     except asyncio.CancelledError:
         raise
     except RayTRTError as exc:  # this stream alone
@@ -58,7 +58,21 @@ async def pump(
 
 
 async def _take(flight: Flight, response: object, flights: Flights) -> bool:
-    """Put what a response added into the inbox; return whether it was the last."""
+    """Put what a response added into the inbox; return whether it was the last.
+
+    Raises:
+        StreamLost: The response cannot be read, for whatever reason; others can.
+    """
+    try:
+        return await _read(flight, response, flights)
+    except RayTRTError:
+        raise
+    except Exception as exc:
+        _log.exception("A response to request %s cannot be read.", flight.request.request_id)
+        raise StreamLost(f"the engine's response cannot be read: {type(exc).__name__}: {exc}") from exc
+
+
+async def _read(flight: Flight, response: object, flights: Flights) -> bool:
     output = response.outputs[0]  # type: ignore[attr-defined]
     scores = None
     params = flight.request.sampling

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.core.request import FinishReason, PrefillInfo, SamplingParams, TokenDelta, TokenLogprob
-from serve.errors import EngineDead
+from serve.errors import StreamLost
 
 _REASONS = {
     "stop": FinishReason.STOP,
@@ -59,7 +59,7 @@ class OutputReader:
             prompt_logprobs: If they were asked for.
 
         Raises:
-            EngineDead: The output lost tokens that were read before: this stream cannot go on here.
+            StreamLost: The output lost tokens that were read before: this stream cannot go on here.
         """
         token_ids: Sequence[int] = output.token_ids
         reason, stop_token_id, end = self._find_end(output, token_ids)
@@ -102,7 +102,7 @@ class OutputReader:
 
     def _check_continuity(self, token_ids: Sequence[int], end: int) -> None:
         if end < self._read or (self._read and token_ids[self._read - 1] != self._last_token):
-            raise EngineDead(
+            raise StreamLost(
                 f"the engine's output went back from {self._read} to {end} tokens, or changed; this stream cannot go on"
             )
 
@@ -138,10 +138,10 @@ def _token_logprobs(
     """Take the entries of some tokens out of those of the whole output.
 
     Raises:
-        EngineDead: There is none for a token, although they were asked for.
+        StreamLost: There is none for a token, although they were asked for.
     """
     if len(entries) < offset + len(token_ids):
-        raise EngineDead(f"the engine gave {len(entries)} logprobs for {offset + len(token_ids)} tokens")
+        raise StreamLost(f"the engine gave {len(entries)} logprobs for {offset + len(token_ids)} tokens")
     return tuple(token_logprob(token, entries[offset + i], count) for i, token in enumerate(token_ids))
 
 
@@ -149,12 +149,12 @@ def token_logprob(token_id: int, entry: Any, count: int) -> TokenLogprob:
     """Translate one position: a mapping of token ids to `Logprob` objects, or the token's own value alone.
 
     Raises:
-        EngineDead: The token itself is not there.
+        StreamLost: The token itself is not there.
     """
     if not isinstance(entry, Mapping):
         return TokenLogprob(token_id, min(0.0, float(entry)))
     if token_id not in entry:
-        raise EngineDead(f"the engine gave logprobs without the token {token_id} that stands there")
+        raise StreamLost(f"the engine gave logprobs without the token {token_id} that stands there")
     values = {int(token): min(0.0, float(found.logprob)) for token, found in entry.items()}
     top = sorted(values.items(), key=lambda item: -item[1])[:count]
     return TokenLogprob(token_id, values[token_id], tuple(top))

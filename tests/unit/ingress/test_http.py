@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.errors import EngineDead, Overloaded, RequestError
+from serve.errors import EngineDead, Overloaded, RequestError, StreamLost
 from serve.ingress.api import GatewayApp, make_app
 from serve.ingress.models import ServedModel
 from serve.ingress.settings import GatewaySettings
@@ -230,6 +230,7 @@ async def test_a_long_context_says_both_lengths(client: httpx.AsyncClient) -> No
     [
         (Overloaded("all full", 2.5), 503, "3"),
         (EngineDead("rank 3"), 503, "7"),
+        (StreamLost("2 logprobs for 3 tokens"), 503, "7"),
         (RequestError("no such thing", "top_k", "unsupported_value"), 400, None),
         (RuntimeError("secret"), 500, None),
     ],

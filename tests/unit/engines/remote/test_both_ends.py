@@ -26,7 +26,7 @@ from serve.engines.remote.wire import (
     decode_report,
     pack,
 )
-from serve.errors import BundleMismatch, ConfigError, EngineDead, Overloaded, RayTRTError, RequestError
+from serve.errors import BundleMismatch, ConfigError, EngineDead, Overloaded, RayTRTError, RequestError, StreamLost
 from tests.contract.engine_conformance_case import KvMirror
 from tests.unit.engines.remote.scripted_engine import INFO, ScriptedEngine
 
@@ -496,7 +496,7 @@ async def test_an_internal_error_of_a_sequence_ends_that_one_only(socket_path: P
     async with joined(engine, socket_path) as (remote, _):
         streams = await streams_of(remote, engine)
         engine.sequences["b"].put_nowait(ZeroDivisionError("oops"))
-        with pytest.raises(EngineDead, match="ZeroDivisionError: oops"):
+        with pytest.raises(StreamLost, match="ZeroDivisionError: oops"):
             await anext(streams[1])
         engine.step(finish=True)
         async with aclosing(streams[0]) as stream:

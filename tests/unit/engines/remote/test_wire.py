@@ -29,7 +29,16 @@ from serve.engines.remote.wire import (
     stats_from_wire,
     stats_to_wire,
 )
-from serve.errors import BundleMismatch, ConfigError, ContextTooLong, EngineDead, Overloaded, RayTRTError, RequestError
+from serve.errors import (
+    BundleMismatch,
+    ConfigError,
+    ContextTooLong,
+    EngineDead,
+    Overloaded,
+    RayTRTError,
+    RequestError,
+    StreamLost,
+)
 
 numbers = st.integers(0, 2**40)
 hashes = st.integers(0, 2**64 - 1)
@@ -71,6 +80,7 @@ errors: list[RayTRTError] = [
     ContextTooLong(5000, 16, 4096, "prompt"),
     Overloaded("full", 2.5),
     EngineDead("rank 1 is gone"),
+    StreamLost("2 logprobs for 3 tokens"),
     BundleMismatch("built for sm_90, this is sm_80"),
     ConfigError("no such file"),
 ]

@@ -11,7 +11,7 @@ import torch
 
 from serve.core.request import FinishReason, GenerateRequest, SamplingParams, TokenDelta, pack_tokens
 from serve.engines.trtllm.engine import TrtllmEngine
-from serve.errors import EngineDead, Overloaded, RequestError
+from serve.errors import EngineDead, Overloaded, RequestError, StreamLost
 from tests.unit.engines.trtllm.scripted_llm import LibraryRequestError, ScriptedLlm, make_engine
 
 DEADLINE_S = 10.0
@@ -162,7 +162,7 @@ async def test_an_output_that_ends_without_a_reason_ends_its_stream_alone() -> N
     async with started(llm) as engine:
         reading = await begun(llm, engine, request())
         llm.outputs[0].fail(StopAsyncIteration())
-        with pytest.raises(EngineDead):
+        with pytest.raises(StreamLost):
             await reading
         engine.check_health()
 

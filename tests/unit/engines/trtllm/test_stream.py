@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serve.core.request import FinishReason, SamplingParams, TokenDelta, TokenLogprob
 from serve.engines.trtllm.stream import OutputReader, token_logprob
-from serve.errors import EngineDead
+from serve.errors import StreamLost
 
 END_ID, STOP_WORD = 7, 8
 
@@ -114,7 +114,7 @@ def test_an_output_that_loses_tokens_ends_the_stream() -> None:
     for broken in ([1], [1, 9, 3]):
         found = reader()
         found.read(Output([1, 2]), 11.0)
-        with pytest.raises(EngineDead, match="went back"):
+        with pytest.raises(StreamLost, match="went back"):
             found.read(Output(broken), 12.0)
 
 
@@ -129,7 +129,7 @@ def test_tokens_wait_for_their_logprobs() -> None:
     assert second.logprobs == (TokenLogprob(2, -0.25, ((9, -0.1),)),)
     output.token_ids.append(3)
     output.finish_reason = "length"
-    with pytest.raises(EngineDead, match="2 logprobs for 3 tokens"):
+    with pytest.raises(StreamLost, match="2 logprobs for 3 tokens"):
         found.read(output, 13.0)
 
 
@@ -145,7 +145,7 @@ def test_one_position() -> None:
     assert token_logprob(3, entry, 2) == TokenLogprob(3, -2.0, ((1, -0.5), (2, -1.0)))
     assert token_logprob(3, -0.75, 0) == TokenLogprob(3, -0.75)
     assert token_logprob(3, {3: Logprob(1e-7)}, 0) == TokenLogprob(3, 0.0)
-    with pytest.raises(EngineDead, match="without the token 4"):
+    with pytest.raises(StreamLost, match="without the token 4"):
         token_logprob(4, entry, 2)
 
 
