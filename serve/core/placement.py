@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from serve.core.parallel import ParallelLayout
+from serve.core.resources import ACCELERATOR, add, add_all, at_least, describe, times
+from serve.core.resources import Resources as Resources
 
 LauncherKind = Literal["in_process", "mpi", "ray", "torch_distributed"]
 Strategy = Literal["STRICT_PACK", "STRICT_SPREAD"]
-Resources = Mapping[str, float]
 
 # Launchers whose ranks are processes below the one that holds the engine, so that all its GPUs have to be its own.
 _SINGLE_HOST: frozenset[LauncherKind] = frozenset({"in_process", "mpi"})
-_ACCELERATOR = "accelerator_type:"
 _EPSILON = 1e-6
 
 
@@ -108,18 +108,18 @@ def plan_placement(
     node_ranks = _ranks_of_nodes(layout)
     _check_launcher(layout, launcher, len(node_ranks))
     if launcher in _SINGLE_HOST:
-        engine = _times(rank, layout.world_size)
+        engine = times(rank, layout.world_size)
         if own_environment:
             rooms = (0, layout.world_size)
             return PlacementPlan(layout, launcher, (replica, engine), "STRICT_PACK", rooms, replica, {}, host_bundle=1)
-        whole = _add(replica, engine) if launcher == "mpi" else _at_least(replica, engine)
+        whole = add(replica, engine) if launcher == "mpi" else at_least(replica, engine)
         return PlacementPlan(layout, launcher, (whole,), "STRICT_PACK", (layout.world_size,), whole, {})
     if len(node_ranks) == 1:
         bundles = (replica, *(dict(rank) for _ in range(layout.world_size)))
         return PlacementPlan(layout, launcher, bundles, "STRICT_PACK", (0, *(1,) * layout.world_size), replica, rank)
     # One bundle a node, so that a stage can never be torn apart, and rank 0 is with the replica by construction.
-    shares = [_times(rank, ranks) for ranks in node_ranks]
-    shares[0] = _add(replica, shares[0])
+    shares = [times(rank, ranks) for ranks in node_ranks]
+    shares[0] = add(replica, shares[0])
     return PlacementPlan(layout, launcher, tuple(shares), "STRICT_SPREAD", node_ranks, replica, rank)
 
 
@@ -129,7 +129,7 @@ def check_feasible(plan: PlacementPlan, nodes: Sequence[NodeResources]) -> None:
     Raises:
         PlacementError: It never could; lists what the nodes have, and the remedy.
     """
-    needs: list[Resources] = [_sum(plan.bundles)] if plan.strategy == "STRICT_PACK" else list(plan.bundles)
+    needs = _needs(plan)
     if _matches(needs, [node.total for node in nodes]):
         return
     raise PlacementError(
@@ -182,7 +182,7 @@ def actor_options(resources: Resources) -> dict[str, Any]:
     if "memory" in resources:
         options["memory"] = resources["memory"]
     # The bundle is on the right kind of node already, and holds that mark once, for all its ranks.
-    skip = {"CPU", "GPU", "memory"} | {name for name in resources if name.startswith(_ACCELERATOR)}
+    skip = {"CPU", "GPU", "memory"} | {name for name in resources if name.startswith(ACCELERATOR)}
     custom = {name: amount for name, amount in resources.items() if name not in skip}
     if custom:
         options["resources"] = custom
@@ -213,6 +213,11 @@ def _check_launcher(layout: ParallelLayout, launcher: LauncherKind, nodes: int) 
         )
 
 
+def _needs(plan: PlacementPlan) -> list[Resources]:
+    """Return what has to be on each node."""
+    return [add_all(plan.bundles)] if plan.strategy == "STRICT_PACK" else list(plan.bundles)
+
+
 def _matches(needs: Sequence[Resources], rooms: Sequence[Resources]) -> bool:
     """Whether each need gets a room of its own that is large enough: a bipartite matching by augmenting paths."""
     taken: dict[int, int] = {}  # room -> need
@@ -240,19 +245,69 @@ def _remedy(plan: PlacementPlan, needs: Sequence[Resources], nodes: Sequence[Nod
     if gpus and not most:
         return "start Ray on GPU nodes (ray start --num-gpus), or use an engine that needs none"
     if gpus > most:
-        if plan.strategy == "STRICT_PACK" and plan.launcher in _SINGLE_HOST:
-            return f"lower tensor x pipeline to {most} or less, or use orchestrator ray over several nodes"
-        if plan.layout.tensor <= most:
-            return f"set gpus_per_node: {most} to put stages on several nodes, or lower tensor x pipeline"
-        return f"lower tensor to {most} or less, and raise pipeline instead"
+        return _fewer_gpus_a_node(plan, nodes)
     if len(needs) > len(nodes):
         return f"add {len(needs) - len(nodes)} node(s), or raise gpus_per_node to use fewer"
     names = sorted({name for need in needs for name in need} - {"GPU"})
     return f"add nodes that have all of it, or ask for less of {', '.join(names) or 'GPU'}"
 
 
+def _fewer_gpus_a_node(plan: PlacementPlan, nodes: Sequence[NodeResources]) -> str:
+    """Say what would fit instead; only what `check_feasible` would accept of these nodes."""
+    spread = _spread(plan, nodes, plan.layout.tensor)
+    ways = []
+    if spread is not None:
+        by_ray = "use orchestrator ray with " if plan.launcher == "mpi" else "set "
+        ways.append(f"{by_ray}gpus_per_node: {spread} to put stages on several nodes")
+    else:
+        for tensor in range(plan.layout.tensor - 1, 0, -1):
+            spread = None if plan.layout.world_size % tensor else _spread(plan, nodes, tensor)
+            if spread is not None:
+                pipeline = plan.layout.world_size // tensor
+                by_ray = ", with orchestrator ray" if plan.launcher == "mpi" else ""
+                ways.append(f"lower tensor to {tensor}: pipeline: {pipeline} and gpus_per_node: {spread}{by_ray}")
+                break
+    smaller = next(
+        (size for size in range(plan.layout.world_size - 1, 0, -1) if _holds(ParallelLayout(tensor=size), plan, nodes)),
+        0,
+    )
+    if smaller:
+        ways.append(f"lower tensor x pipeline to {smaller} or less on one node")
+    if spread is None:
+        ways.append("add nodes that have it")
+    return ", or ".join(ways)
+
+
+def _spread(plan: PlacementPlan, nodes: Sequence[NodeResources], tensor: int) -> int | None:
+    """Return the most `gpus_per_node` with which these nodes hold as many ranks, `tensor` of them a stage."""
+    world_size = plan.layout.world_size
+    for per_node in range(world_size - 1, tensor - 1, -1):
+        layout = ParallelLayout(tensor=tensor, pipeline=world_size // tensor, gpus_per_node=per_node)
+        if _holds(layout, plan, nodes):
+            return layout.tensor * (per_node // layout.tensor)
+    return None
+
+
+def _holds(layout: ParallelLayout, plan: PlacementPlan, nodes: Sequence[NodeResources]) -> bool:
+    replica, rank = _replica_and_rank(plan)
+    other = plan_placement(layout, "ray", replica=replica, rank=rank)
+    return _matches(_needs(other), [node.total for node in nodes])
+
+
+def _replica_and_rank(plan: PlacementPlan) -> tuple[Resources, Resources]:
+    """Return what one process takes; where one bundle has the whole engine, its replica's share is with the ranks."""
+    if plan.rank:
+        return plan.replica, plan.rank
+    whole = plan.bundles[plan.host_bundle or 0]
+    rank = {
+        name: amount if name.startswith(ACCELERATOR) else amount / plan.layout.world_size
+        for name, amount in whole.items()
+    }
+    return ({} if plan.host_bundle is None else plan.replica), rank
+
+
 def _describe_needs(needs: Sequence[Resources]) -> str:
-    shapes = [_describe(need) for need in needs]
+    shapes = [describe(need) for need in needs]
     if len(shapes) == 1:
         return f"one node with {shapes[0]}"
     kinds = ", ".join(f"{shapes.count(shape)} with {shape}" for shape in dict.fromkeys(shapes))
@@ -264,37 +319,5 @@ def _describe_nodes(nodes: Sequence[NodeResources], needs: Sequence[Resources]) 
         return "no node"
     names = list(dict.fromkeys(name for need in needs for name in need))
     return "; ".join(
-        f"node {node.node_id[:8]}: {_describe({name: node.total.get(name, 0) for name in names})}" for node in nodes
+        f"node {node.node_id[:8]}: {describe({name: node.total.get(name, 0) for name in names})}" for node in nodes
     )
-
-
-def _describe(resources: Resources) -> str:
-    parts = []
-    for name, amount in sorted(resources.items(), key=lambda item: (item[0] != "GPU", item[0])):
-        parts.append(f"{amount / 2**30:.3g} GiB memory" if name == "memory" else f"{amount:g} {name}")
-    return ", ".join(parts) or "nothing"
-
-
-def _times(resources: Resources, count: int) -> dict[str, float]:
-    # A label-like resource, as Ray makes of an accelerator's type, is asked for once, however many share it.
-    return {
-        name: amount if name.startswith(_ACCELERATOR) else round(amount * count, 4)
-        for name, amount in resources.items()
-    }
-
-
-def _add(one: Resources, other: Resources) -> dict[str, float]:
-    names = dict.fromkeys([*one, *other])
-    return {name: round(one.get(name, 0) + other.get(name, 0), 4) for name in names}
-
-
-def _at_least(one: Resources, other: Resources) -> dict[str, float]:
-    names = dict.fromkeys([*one, *other])
-    return {name: max(one.get(name, 0), other.get(name, 0)) for name in names}
-
-
-def _sum(bundles: Sequence[Resources]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for bundle in bundles:
-        total = _add(total, bundle)
-    return total

@@ -1,5 +1,6 @@
 """Placement: laws that hold for every layout and every cluster."""
 
+import re
 from itertools import pairwise, permutations
 
 import pytest
@@ -150,7 +151,8 @@ def test_heterogeneous_nodes_are_matched_not_counted() -> None:
     ("layout", "launcher", "nodes", "remedy"),
     [
         (ParallelLayout(tensor=4), "torch_distributed", [], "start Ray on GPU nodes"),
-        (ParallelLayout(tensor=4), "ray", [node("a", 2)], "lower tensor to 2"),
+        (ParallelLayout(tensor=4), "ray", [node("a", 2)], "lower tensor x pipeline to 2 or less .*add nodes"),
+        (ParallelLayout(tensor=4), "ray", [node("a", 2), node("b", 2)], "lower tensor to 2: pipeline: 2 and gpus_per"),
         (ParallelLayout(tensor=2, pipeline=2), "ray", [node("a", 2), node("b", 2)], "set gpus_per_node: 2"),
         (ParallelLayout(tensor=2, pipeline=2), "mpi", [node("a", 2), node("b", 2)], "orchestrator ray"),
         (ParallelLayout(tensor=2, pipeline=2, gpus_per_node=2), "ray", [node("a", 2)], r"add 1 node"),
@@ -162,6 +164,38 @@ def test_an_impossible_plan_names_the_remedy(
 ) -> None:
     with pytest.raises(PlacementError, match=remedy):
         check_feasible(plan(layout, launcher), nodes)
+
+
+def test_no_spread_is_proposed_that_does_not_fit_either() -> None:
+    """3 + 1 GPUs hold no two stages of two."""
+    with pytest.raises(PlacementError) as caught:
+        check_feasible(plan(ParallelLayout(tensor=2, pipeline=2), "ray"), [node("a", 3), node("b", 1)])
+    remedy = str(caught.value).rpartition("; ")[2]
+    assert remedy.startswith("lower tensor to 1: pipeline: 4 and gpus_per_node: 3, or lower tensor x pipeline to 3")
+
+
+@given(layout=layouts(), gpus=st.lists(st.integers(1, 9), max_size=4), launcher=st.sampled_from(["ray", "mpi"]))
+def test_whatever_is_proposed_is_feasible(layout: ParallelLayout, gpus: list[int], launcher: LauncherKind) -> None:
+    layout = ParallelLayout(tensor=layout.tensor, pipeline=layout.pipeline)
+    nodes = [node(f"n{i}", count) for i, count in enumerate(gpus)]
+    try:
+        check_feasible(plan(layout, launcher), nodes)
+    except PlacementError as exc:
+        remedy = str(exc).rpartition("; ")[2]
+    else:
+        return
+    told = {name: int(number) for name, number in re.findall(r"(tensor to|pipeline:|gpus_per_node:) (\d+)", remedy)}
+    if "gpus_per_node:" in told:
+        proposed = ParallelLayout(
+            tensor=told.get("tensor to", layout.tensor),
+            pipeline=told.get("pipeline:", layout.pipeline),
+            gpus_per_node=told["gpus_per_node:"],
+        )
+        assert proposed.world_size == layout.world_size
+        check_feasible(plan(proposed, "ray"), nodes)
+    smaller = re.search(r"tensor x pipeline to (\d+)", remedy)
+    if smaller:
+        check_feasible(plan(ParallelLayout(tensor=int(smaller[1])), launcher), nodes)
 
 
 def test_launchers_refuse_what_they_cannot_start() -> None:
