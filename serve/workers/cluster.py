@@ -21,16 +21,16 @@ def cluster_grows() -> bool:
     return ray._private.state.state.get_cluster_config() is not None
 
 
-def mpi_works_in_cluster(env: EngineEnv | None) -> bool:
+def mpi_works_in_cluster(env: EngineEnv | None) -> bool | None:
     """Return whether MPI can start processes on a node with GPUs, in the engine's environment.
 
-    False without a cluster, or without such a node yet: the Ray orchestrator works anywhere.
+    None, not known: there is no cluster, no such node yet, or none that answered.
     """
     if not ray.is_initialized():
-        return False
+        return None
     node = next((node for node in living_nodes().values() if node.total.get("GPU", 0) > 0), None)
     if node is None:
-        return False
+        return None
     options: dict[str, Any] = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node.node_id, soft=False)}
     if env is not None:
         options["runtime_env"] = env.to_runtime_env({})
@@ -38,7 +38,7 @@ def mpi_works_in_cluster(env: EngineEnv | None) -> bool:
         works = bool(ray.get(_probe.options(**options).remote(), timeout=_PROBE_LIMIT_S))
     except Exception as exc:  # an environment that cannot be made, a node that dies: the replica will say it better
         logger.warning("It could not be found out whether MPI can start processes: %s", exc)
-        return False
+        return None
     logger.info("MPI can%s start processes on node %s.", "" if works else "not", node.node_id[:8])
     return works
 

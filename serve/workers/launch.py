@@ -1,5 +1,6 @@
 """Which launcher starts an engine, and what its ranks take: decided from the configuration alone, before Ray."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from serve.engines.trtllm.settings import TrtllmSettings
 from serve.workers.engine_env import EngineEnv
 from serve.workers.group_settings import GroupSettings
 from serve.workers.settings import RankResources
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ def check_launch(engine: AnyEngineSettings, layout: ParallelLayout, resources: R
     gpus = resources.num_gpus
     if layout.world_size > 1 and gpus is not None and gpus not in (0, 1):
         raise ValueError(f"resources.num_gpus={gpus:g} is what each of {layout.world_size} ranks takes; use 1, or 0")
+    if gpus is not None and gpus > 1:
+        raise ValueError(
+            f"resources.num_gpus={gpus:g}: a rank takes one GPU, or a share of one; to use {gpus:g} GPUs, set "
+            f"parallel.tensor: {gpus:g}"
+        )
     plan = plan_launch(engine, layout, resources, mpi_works=lambda: True)
     if plan.launcher == "ray" and resources.num_cpus < 1:
         raise ValueError(
@@ -83,7 +91,7 @@ def plan_launch(
     layout: ParallelLayout,
     resources: RankResources,
     *,
-    mpi_works: Callable[[], bool],
+    mpi_works: Callable[[], bool | None],
     model_dir: Path | None = None,
     own_process: bool = False,
 ) -> PlacementPlan:
@@ -93,7 +101,8 @@ def plan_launch(
         engine: Which engine.
         layout: How it is cut into ranks.
         resources: What one rank takes.
-        mpi_works: Asked only if the answer matters: whether MPI can start processes where the engine will run.
+        mpi_works: Asked only if the answer matters: whether MPI can start processes where the engine will run;
+            None: not known yet. Then `orchestrator: mpi` is believed, and `auto` takes ray.
         model_dir: Its checkpoint; None: not looked at, so that any orchestrator is believed to be able to start it.
         own_process: The engine is not to live in its replica's process.
 
@@ -130,7 +139,7 @@ def fallback_launch(launch: EngineLaunch, engine: TransformersSettings) -> Engin
 
 
 def _launcher(
-    engine: AnyEngineSettings, layout: ParallelLayout, mpi_works: Callable[[], bool], model_dir: Path | None
+    engine: AnyEngineSettings, layout: ParallelLayout, mpi_works: Callable[[], bool | None], model_dir: Path | None
 ) -> LauncherKind:
     if not isinstance(engine, TrtllmSettings):
         return "in_process" if layout.world_size == 1 else "torch_distributed"
@@ -139,4 +148,19 @@ def _launcher(
         tensorrt = read_model_directory(model_dir).kind is not DirectoryKind.HUGGING_FACE
     one_node = layout.gpus_per_node is None or layout.gpus_per_node >= layout.world_size
     matters = layout.world_size > 1 and one_node and engine.orchestrator in ("auto", "mpi") and not tensorrt
-    return choose_orchestrator(engine.orchestrator, layout, mpi_works() if matters else True, tensorrt)
+    return choose_orchestrator(
+        engine.orchestrator, layout, _mpi_spawns(engine, mpi_works) if matters else True, tensorrt
+    )
+
+
+def _mpi_spawns(engine: TrtllmSettings, mpi_works: Callable[[], bool | None]) -> bool:
+    answer = mpi_works()
+    if answer is not None:
+        return answer
+    if engine.orchestrator == "mpi":
+        return True  # the replica finds out
+    logger.info(
+        "orchestrator: auto takes ray, which works anywhere: it is not known whether MPI can start processes, as no "
+        "GPU node answered yet. Set orchestrator: mpi to have it in any case."
+    )
+    return False

@@ -1,24 +1,26 @@
 """Which launcher starts an engine, and what it reserves."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve.core.parallel import ParallelLayout
-from serve.core.placement import PlacementPlan
+from serve.core.placement import NodeResources, PlacementError, PlacementPlan, check_feasible
 from serve.engines.simulated.settings import SimulatedSettings
 from serve.engines.transformers.settings import TransformersSettings
 from serve.engines.trtllm.settings import TrtllmSettings
 from serve.errors import ConfigError
-from serve.workers.launch import check_fallback, plan_launch
+from serve.workers.cluster import mpi_works_in_cluster
+from serve.workers.launch import check_fallback, check_launch, plan_launch
 from serve.workers.settings import RankResources
 
 TWO_NODES = ParallelLayout(tensor=2, pipeline=2, gpus_per_node=2)
 
 
-def plan(engine: Any, mpi: bool = True, resources: RankResources | None = None, **layout: Any) -> PlacementPlan:
+def plan(engine: Any, mpi: bool | None = True, resources: RankResources | None = None, **layout: Any) -> PlacementPlan:
     return plan_launch(engine, ParallelLayout(**layout), resources or RankResources(), mpi_works=lambda: mpi)
 
 
@@ -54,6 +56,29 @@ def test_several_nodes_take_ray_without_asking_for_mpi() -> None:
 def test_mpi_that_does_not_work_is_refused_where_it_is_asked_for() -> None:
     with pytest.raises(ConfigError, match="MPI_Comm_spawn"):
         plan(TrtllmSettings(orchestrator="mpi"), False, tensor=2)
+
+
+def test_mpi_that_is_not_known_yet_is_no_broken_one(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert plan(TrtllmSettings(orchestrator="mpi"), None, tensor=2).launcher == "mpi"
+        assert not caplog.records
+        assert plan(TrtllmSettings(), None, tensor=2).launcher == "ray"
+    assert "no GPU node answered yet" in caplog.text
+
+
+def test_without_a_gpu_node_the_room_is_missed_before_mpi_is() -> None:
+    for orchestrator in ("auto", "mpi"):
+        found = plan(TrtllmSettings(orchestrator=orchestrator), mpi_works_in_cluster(None), tensor=2)
+        with pytest.raises(PlacementError, match="start Ray on GPU nodes"):
+            check_feasible(found, [NodeResources("cpu", {"CPU": 64})])
+
+
+@pytest.mark.parametrize("engine", [TrtllmSettings(), TransformersSettings(), SimulatedSettings()])
+def test_a_rank_takes_no_second_gpu(engine: Any) -> None:
+    with pytest.raises(ValueError, match=r"num_gpus=2: a rank takes one GPU.*parallel.tensor: 2"):
+        check_launch(engine, ParallelLayout(), RankResources(num_gpus=2))
+    for share in (0, 0.5, 1):
+        check_launch(engine, ParallelLayout(), RankResources(num_gpus=share))
 
 
 def test_a_compiled_engine_is_started_by_mpi(tmp_path: Path) -> None:
