@@ -8,9 +8,10 @@ from pathlib import Path
 
 from serve.config import ModelConfig
 from serve.config_file import read_config_file
-from serve.engines.trtllm.explain import explain
 from serve.engines.trtllm.line import Line
+from serve.engines.trtllm.settings import TrtllmSettings
 from serve.errors import ConfigError
+from serve.explain_config import explain_file, usable_lines
 from serve.flags import SERVE_FLAGS
 from serve.up import up
 
@@ -26,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name, config in read_config_file(options.config).applications.items():
                     print(f"{name}: {', '.join(_summary(model) for model in config.models)}: good")
             case "explain":
-                print(explain(options.config, options.line))
+                explanation = explain_file(options.config, options.line)
+                print(explanation.text)
+                return 0 if explanation.works else 2
             case "env":
                 for name, value in SERVE_FLAGS.items():
                     print(f"export {name}={shlex.quote(value)}")
@@ -52,7 +55,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _summary(model: ModelConfig) -> str:
-    return f"{model.id} ({model.engine.kind})"
+    """Describe a model that can run.
+
+    Raises:
+        ConfigError: No line of TensorRT-LLM can run it.
+    """
+    if not isinstance(model.engine, TrtllmSettings):
+        return f"{model.id} ({model.engine.kind})"
+    if model.resources.num_gpus == 0:
+        print(
+            f"raytrt: warning: models[{model.id}].resources.num_gpus=0: TensorRT-LLM computes on GPUs; only tests want "
+            "this, remove it",
+            file=sys.stderr,
+        )
+    lines = usable_lines(model, model.engine)
+    only = "" if len(lines) == len(Line) else f" {lines[0]} only"
+    return f"{model.id} ({model.engine.kind}{only})"
 
 
 if __name__ == "__main__":

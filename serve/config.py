@@ -68,7 +68,9 @@ class ModelConfig(StrictModel):
         "start `max_start_failures` times. /health, a metric and a header of every answer then say so.",
     )
     max_start_failures: PositiveInt = Field(
-        default=2, description="How often a replica tries to start the engine; then the fallback, or the replica fails."
+        default=2,
+        description="With a fallback: how often a replica tries to start the engine first. Without one, a replica "
+        "tries once, and Serve makes another replica.",
     )
     resources: RankResources = RankResources()
     limits: ReplicaSettings = ReplicaSettings()
@@ -95,13 +97,14 @@ class ModelConfig(StrictModel):
         """Where the checkpoint lies."""
         if self.model.startswith(_BUILTIN):
             return BUILTIN_MODELS / self.model.removeprefix(_BUILTIN)
-        return Path(self.model).expanduser()
+        # Absolute: the Ray orchestrator would take another string for the id of a model on a hub.
+        return Path(self.model).expanduser().absolute()
 
     @property
     def tokenizer_directory(self) -> Path:
         """Where the gateway finds what it needs of the model; a TensorRT engine has no tokenizer of its own."""
         if self.tokenizer is not None:
-            return Path(self.tokenizer).expanduser()
+            return Path(self.tokenizer).expanduser().absolute()
         inside = self.directory / "tokenizer"
         return inside if inside.is_dir() and not (self.directory / "tokenizer.json").is_file() else self.directory
 
@@ -173,12 +176,13 @@ def parse_app_config(args: Any, source: str = "args") -> AppConfig:
         raise ConfigError(describe_mistakes(exc, source)) from None
 
 
-def parse_applications(document: Any, source: str) -> dict[str, AppConfig]:
+def parse_applications(document: Any, source: str, *, check_files: bool = True) -> dict[str, AppConfig]:
     """Check the `args` of every application of a Serve config that is ours.
 
     Args:
         document: The parsed file.
         source: Its path, for the message.
+        check_files: Whether the models' files have to be on this machine.
 
     Returns:
         The applications' names and configs.
@@ -196,7 +200,7 @@ def parse_applications(document: Any, source: str) -> dict[str, AppConfig]:
         if entry.get("import_path") == IMPORT_PATH:
             part = f"{source}: applications[{number}].args"
             config = parse_app_config(entry.get("args") or {}, part)
-            for model in config.models:
+            for model in config.models if check_files else ():
                 try:
                     model.check_files()
                 except ConfigError as exc:

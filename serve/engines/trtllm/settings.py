@@ -91,7 +91,10 @@ class TrtllmSettings(StrictModel):
     scheduler: SchedulerSettings = SchedulerSettings()
     batch_wait: BatchWaitSettings = BatchWaitSettings()
     kv_cache: KvCacheSettings = KvCacheSettings()
-    kv_transfer: KvTransferSettings | None = Field(default=None, description="None: no disaggregated serving.")
+    kv_transfer: KvTransferSettings | None = Field(
+        default=None,
+        description="Makes the engine able to hand prompts' KV to another; requests cannot be split in this release.",
+    )
     kv_connector: KvConnectorSettings | None = Field(default=None, description="None: no connector.")
 
     cuda_graphs: CudaGraphSettings = CudaGraphSettings()
@@ -135,9 +138,13 @@ class TrtllmSettings(StrictModel):
 
     speculation: SpeculationSettings | None = Field(default=None, description="None: no speculative decoding.")
     guided_decoding: Literal["xgrammar", "llguidance"] | None = Field(
-        default=None, description="Backend of structured output; None: requests cannot ask for it."
+        default=None,
+        description="Makes the engine able to follow grammars; requests cannot ask for structure in this release.",
     )
-    lora: LoraSettings | None = Field(default=None, description="None: no adapters.")
+    lora: LoraSettings | None = Field(
+        default=None,
+        description="Makes the engine able to use adapters; requests cannot name one in this release.",
+    )
     quantization: QuantizationSettings | None = Field(default=None, description="None: as the checkpoint says.")
     build: EngineBuildSettings = EngineBuildSettings()
     sleep: bool = Field(default=False, description="Let weights and KV cache be given back while idle. PyTorch only.")
