@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, Vali
 from serve.core.parallel import ParallelLayout
 from serve.core.strict_model import StrictModel, describe_mistakes
 from serve.engines.simulated.settings import SimulatedSettings
+from serve.engines.transformers.head_check import check_heads
 from serve.engines.transformers.settings import TransformersSettings
 from serve.engines.trtllm.settings import TrtllmSettings
 from serve.errors import ConfigError
@@ -114,12 +115,19 @@ class ModelConfig(StrictModel):
         return "model-" + "".join(c if c.isalnum() or c in "._-" else "-" for c in self.id)
 
     def check_files(self) -> None:
-        """Raise ConfigError if the checkpoint directory is not there."""
+        """Raise ConfigError if the checkpoint directory is not there, or cannot be split as asked."""
         if self.model.startswith(_BUILTIN) and not self.directory.is_dir():
             known = ", ".join(f"{_BUILTIN}{path.name}" for path in sorted(BUILTIN_MODELS.iterdir()) if path.is_dir())
             raise ConfigError(f"models[{self.id}].model: {self.model!r} is not built in; there is {known}")
         self._check_directory("model", self.directory, "config.json")
         self._check_directory("tokenizer" if self.tokenizer else "model", self.tokenizer_directory, "tokenizer.json")
+        try:
+            if isinstance(self.engine, TransformersSettings):
+                check_heads(self.directory, self.parallel.tensor)
+            if self.fallback is not None:
+                check_heads(self.directory, self.parallel.world_size, "fallback")
+        except ConfigError as exc:
+            raise ConfigError(f"models[{self.id}].{exc}") from None
 
     def _check_directory(self, setting: str, directory: Path, needed: str) -> None:
         missing = [name for name in dict.fromkeys(("config.json", needed)) if not (directory / name).is_file()]
