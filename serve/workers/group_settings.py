@@ -33,6 +33,15 @@ class GroupSettings(StrictModel):
     prefill_tokens_per_s: PositiveFloat = Field(
         default=500.0, description="Speed at which prompts are computed, assumed until one was measured."
     )
+    token_limit_max_s: PositiveFloat = Field(
+        default=120.0,
+        description="No prompt moves `token_limit_s` beyond this. Raise it for prompts that take longer to compute.",
+    )
+    prefill_batch_tokens: NonNegativeInt = Field(
+        default=16_384,
+        description="Prompt tokens of other requests that an engine may compute along with the longest prompt before "
+        "its next token.",
+    )
     end_grace_s: NonNegativeFloat = Field(
         default=10.0, description="How long ranks may take to end by themselves before they are killed."
     )
@@ -81,5 +90,7 @@ class GroupSettings(StrictModel):
             first_floor_s=self.first_token_limit_s,
             slack=self.token_slack,
             prefill_tokens_per_s=self.prefill_tokens_per_s,
+            max_s=self.token_limit_max_s,
+            batch_tokens=self.prefill_batch_tokens,
             look_s=self.look_s,
         )

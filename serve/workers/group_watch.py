@@ -1,6 +1,7 @@
 """GroupWatch: looks after a group's ranks and tokens four times a second, and tells the group what it sees."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from serve.workers.group_settings import GroupSettings
 from serve.workers.launchers.port import RankProcess
 from serve.workers.rank_watch import RankWatch
 from serve.workers.streams import StreamGuard
+
+logger = logging.getLogger(__name__)
 
 
 class GroupWatch:
@@ -61,13 +64,21 @@ class GroupWatch:
         self._beats = self._settings.heartbeats()
         for rank in self._beating | self._processes.ranks():
             self._beats = self._beats.beat(rank, now_s)
-        self._task = asyncio.get_running_loop().create_task(self._run(engine))
+        self._task = asyncio.get_running_loop().create_task(self._run_guarded(engine))
 
     def close(self) -> None:
         """Look no more. Safe to call twice."""
         self._processes.close()
         if self._task is not None:
             self._task.cancel()
+
+    async def _run_guarded(self, engine: Engine) -> None:
+        """A group that nobody looks after any more must not go on as if all were well."""
+        try:
+            await self._run(engine)
+        except Exception as exc:
+            logger.exception("The watch over the group failed.")
+            self._apply(EngineLost(f"the watch over the group failed: {type(exc).__name__}: {exc}"))
 
     async def _run(self, engine: Engine) -> None:
         while True:
@@ -95,12 +106,14 @@ class GroupWatch:
             deltas=streams.deltas,
             waiting=streams.waiting,
             pending_tokens=streams.pending_tokens,
+            longest_tokens=streams.longest_tokens,
             step_s=engine.stats().step_s,
         )
         return lateness, progress
 
     def _deadline_s(self, engine: Engine) -> float:
-        return self._tokens.deadline_s(self._streams.pending_tokens, engine.stats().step_s)
+        streams = self._streams
+        return self._tokens.deadline_s(streams.pending_tokens, streams.longest_tokens, engine.stats().step_s)
 
     def _suspect(self, lateness: Lateness, progress: Progress) -> None:
         reasons = [f"rank {rank} is silent for {silent_s:.1f} s" for rank, silent_s in lateness.late.items()]

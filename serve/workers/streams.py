@@ -6,10 +6,11 @@ cannot hold a stream that way.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
-from serve.core.request import TokenDelta
+from serve.core.request import PrefillInfo, TokenDelta
 from serve.errors import EngineDead, StreamLost
 
 T = TypeVar("T")
@@ -54,15 +55,24 @@ class StreamGuard:
 
     Args:
         on_death: Called with the reason when a stream says that the engine is dead.
-        on_prefill: Called with the computed prompt tokens and their time in seconds, once a stream.
+        on_prefill: Called with the computed prompt tokens and their time in seconds, once a stream. Most engines cannot
+            tell queueing from computing: the time is that since the prompt before was done, or the queue was empty.
+        clock: Seconds that never go back.
     """
 
-    def __init__(self, on_death: Callable[[str], None], on_prefill: Callable[[int, float], None]) -> None:
+    def __init__(
+        self,
+        on_death: Callable[[str], None],
+        on_prefill: Callable[[int, float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._on_death = on_death
         self._on_prefill = on_prefill
+        self._clock = clock
         self._streams: set[_Stream] = set()
         self._feeds: set[_Stream] = set()
         self._closed: str | None = "the engine has not been started"
+        self._computing_since_s: float | None = None  # there are prompts, and none was done since then
         self.deltas = 0
 
     @property
@@ -74,6 +84,11 @@ class StreamGuard:
     def pending_tokens(self) -> int:
         """Prompt tokens of streams without a delta."""
         return sum(stream.pending_tokens for stream in self._streams)
+
+    @property
+    def longest_tokens(self) -> int:
+        """The longest prompt of those."""
+        return max((stream.pending_tokens for stream in self._streams), default=0)
 
     def open(self) -> None:
         """Let streams run."""
@@ -97,6 +112,8 @@ class StreamGuard:
         self.check()
         stream = _Stream(prompt_tokens)
         self._streams.add(stream)
+        if self._computing_since_s is None and prompt_tokens:
+            self._computing_since_s = self._clock()
         source = make_source()
         try:
             stream.task = asyncio.current_task()
@@ -106,8 +123,7 @@ class StreamGuard:
                 stream.task = None
                 self.deltas += 1
                 if delta.prefill is not None:
-                    stream.pending_tokens = 0
-                    self._on_prefill(prompt_tokens - delta.prefill.cached_tokens, delta.prefill.prefill_s)
+                    self._note_prefill(stream, delta.prefill)
                 yield delta
                 if self._closed is not None and delta.finish_reason is None:
                     raise EngineDead(self._closed)
@@ -123,6 +139,8 @@ class StreamGuard:
             raise
         finally:
             self._streams.discard(stream)
+            if not self.pending_tokens:
+                self._computing_since_s = None
             await self._leave(stream, source)
 
     async def items_of(self, make_source: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
@@ -144,6 +162,15 @@ class StreamGuard:
         finally:
             self._feeds.discard(feed)
             await self._leave(feed, source)
+
+    def _note_prefill(self, stream: _Stream, prefill: PrefillInfo) -> None:
+        tokens, stream.pending_tokens = stream.pending_tokens - prefill.cached_tokens, 0
+        now_s, since_s = self._clock(), self._computing_since_s
+        seconds = prefill.prefill_s if since_s is None else now_s - since_s
+        if prefill.queue_s > 0:  # it can tell
+            seconds = min(seconds, prefill.prefill_s)
+        self._computing_since_s = now_s if self.pending_tokens else None
+        self._on_prefill(tokens, seconds)
 
     def _explain_cancellation(self, stream: _Stream) -> None:
         """Raise `EngineDead` instead, if it was we who cancelled."""

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from serve.errors import ConfigError, EngineDead, RayTRTError
 from serve.workers.engine_env import EngineEnv, check_engine_env
 from serve.workers.engine_host import EngineHost, HostOrder, HostReport
 from serve.workers.group_settings import GroupSettings
-from serve.workers.launched_engine import tell
+from serve.workers.launched_engine import RankEvent, tell
 from serve.workers.launchers.port import RankObserver, RankProcess
 from serve.workers.nodes import Nodes, RayNodes
 from serve.workers.processes import GROUP_VARIABLE, GroupMark
@@ -176,10 +176,17 @@ class EngineHostLauncher:
 
     async def _relay(self, observer: RankObserver) -> None:
         """Hand on what the host hears of the ranks below it; those of this node are watched from here then."""
-        with suppress(RayError):
-            while events := await self._actor.rank_news.remote():
-                self._below += [event for event in events if isinstance(event, RankProcess)]
-                tell(observer, events)
+        rank = self.report.process.rank
+
+        def hand_on(events: list[RankEvent]) -> None:
+            self._below += [event for event in events if isinstance(event, RankProcess)]
+            tell(observer, events)
+
+        await relay_news(
+            self._actor.rank_news.remote,
+            hand_on,
+            lambda reason: None if self._is_ending else observer.rank_died(rank, reason),
+        )
 
     def _socket_root(self) -> str | None:
         if self._env.image_uri is None:
@@ -187,6 +194,22 @@ class EngineHostLauncher:
         # Of the host's directories Ray mounts its own only into a container, and tells where it is nowhere else.
         root: str = ray._private.worker._global_node.get_session_dir_path()
         return root
+
+
+async def relay_news(
+    next_news: Callable[[], Awaitable[list[RankEvent]]],
+    hand_on: Callable[[list[RankEvent]], None],
+    on_loss: Callable[[str], None],
+) -> None:
+    """Hand on news until there is none, or the host is gone; news that cannot be handed on is a loss, not silence."""
+    try:
+        while events := await next_news():
+            hand_on(events)
+    except RayError:
+        return  # it ends with the actor's process, in whatever way, and that is watched elsewhere
+    except Exception as exc:
+        logger.exception("The news of the ranks below the engine's host cannot be handed on.")
+        on_loss(f"the news of its ranks is lost: {type(exc).__name__}: {exc}")
 
 
 def _first_line(exc: RayError) -> str:

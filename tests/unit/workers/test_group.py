@@ -10,6 +10,7 @@ import pytest
 
 from serve.core.group_state import GroupState, RankLost, Stalled, Suspected, replay
 from serve.core.request import GenerateRequest, SamplingParams, TokenDelta, pack_tokens
+from serve.engines.protocol import EngineStats
 from serve.engines.simulated.engine import SimulatedEngine
 from serve.engines.simulated.faults import Fault
 from serve.errors import ConfigError, EngineDead, RequestError
@@ -132,6 +133,25 @@ async def test_an_engine_that_says_it_is_dead_fails_the_group() -> None:
         engine.inject(Fault(kind="die"))
         await group.wait_until_stopped()  # noticed without any request
         assert "a rank was lost" in group.reason
+
+
+class Unaccountable(SimulatedEngine):
+    """An engine whose statistics fail once it is told so."""
+
+    is_broken = False
+
+    def stats(self) -> EngineStats:
+        if self.is_broken:
+            raise ZeroDivisionError("no steps")
+        return super().stats()
+
+
+async def test_a_watch_that_fails_ends_the_group_instead_of_looking_no_more() -> None:
+    engine = Unaccountable(slow_settings())
+    async with running(FakeLauncher(engine)) as group:
+        engine.is_broken = True
+        await group.wait_until_stopped()
+        assert "the watch over the group failed: ZeroDivisionError: no steps" in group.reason
 
 
 async def test_a_slow_reader_is_no_stall() -> None:

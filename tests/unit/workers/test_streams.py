@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 import pytest
 
 from serve.core.request import PrefillInfo, TokenDelta
-from serve.errors import EngineDead, RequestError
+from serve.errors import EngineDead, RequestError, StreamLost
 from serve.workers.streams import StreamGuard
 
 Source = Callable[[], AsyncGenerator[TokenDelta, None]]
@@ -18,7 +19,10 @@ class Bench:
     def __init__(self) -> None:
         self.deaths: list[str] = []
         self.prefills: list[tuple[int, float]] = []
-        self.guard = StreamGuard(self.died, lambda tokens, seconds: self.prefills.append((tokens, seconds)))
+        self.now_s = 0.0
+        self.guard = StreamGuard(
+            self.died, lambda tokens, seconds: self.prefills.append((tokens, seconds)), lambda: self.now_s
+        )
         self.guard.open()
 
     def died(self, reason: str) -> None:
@@ -149,7 +153,7 @@ async def test_what_the_watchdog_is_told(bench: Bench) -> None:
     assert (bench.guard.waiting, bench.guard.pending_tokens, bench.guard.deltas) == (0, 0, 0)
     await waiting
     assert (bench.guard.waiting, bench.guard.pending_tokens, bench.guard.deltas) == (0, 0, 1)  # it reads
-    assert bench.prefills == [(6, 0.5)]
+    assert bench.prefills == [(6, 0.0)]  # by the clock of this side
     waiting = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     assert bench.guard.waiting == 1
@@ -213,3 +217,43 @@ async def test_other_feeds_end_with_the_group(bench: Bench) -> None:
     with pytest.raises(EngineDead, match="gone"):
         await second
     assert bench.deaths == []
+
+
+async def test_the_time_in_the_queue_is_not_the_time_of_a_prompt(bench: Bench) -> None:
+    """Each prompt takes a second; the engine tells the last that it took three."""
+    turns = [asyncio.Event() for _ in range(3)]
+
+    async def queued(place: int) -> AsyncGenerator[TokenDelta, None]:
+        await turns[place].wait()
+        yield TokenDelta((1,), prefill=PrefillInfo(prefill_s=place + 1.0))
+
+    streams = [bench.guard.deltas_of(partial(queued, place), 10) for place in range(3)]
+    readers = [asyncio.create_task(anext(stream)) for stream in streams]
+    await asyncio.sleep(0)
+    assert (bench.guard.pending_tokens, bench.guard.longest_tokens) == (30, 10)
+    for turn, reader in zip(turns, readers, strict=True):
+        bench.now_s += 1.0
+        turn.set()
+        await reader
+    assert bench.prefills == [(10, 1.0)] * 3
+    for stream in streams:
+        await stream.aclose()
+
+
+async def test_an_engine_that_knows_its_queue_is_believed(bench: Bench) -> None:
+    async def source() -> AsyncGenerator[TokenDelta, None]:
+        bench.now_s += 60.0
+        yield TokenDelta((1,), prefill=PrefillInfo(queue_s=59.0, prefill_s=1.0))
+
+    assert len([delta async for delta in bench.guard.deltas_of(source, 10)]) == 1
+    assert bench.prefills == [(10, 1.0)]
+
+
+async def test_a_lost_stream_is_lost_alone(bench: Bench) -> None:
+    async def odd() -> AsyncGenerator[TokenDelta, None]:
+        yield TokenDelta((1,))
+        raise StreamLost("2 logprobs for 3 tokens")
+
+    assert await read(bench, odd, []) == "2 logprobs for 3 tokens"
+    bench.guard.check()
+    assert not bench.deaths
