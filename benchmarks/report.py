@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -84,9 +84,17 @@ class Report:
 
 def machine() -> str:
     """Describe where this runs, in one line."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "raytrt"))
+    found = {name: _version(name) for name in ("ray", "raytrt")}
+    packages = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     python = platform.python_version()
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {python}, {packages}; client on the same cores"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from its folder, on a machine that has little else
+        return None
 
 
 def percentile(values: list[float], fraction: float) -> float:
