@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -35,6 +36,15 @@ def used_gpu_memory() -> GpuMemory:
     except nvml.NVMLError as exc:
         logger.debug("NVML: %s", exc)  # no driver: a machine without GPUs that has the library all the same
         return {}
+
+
+@cache
+def warn_unwatched() -> None:
+    """Say once that this process owns GPUs whose memory nobody can tell."""
+    logger.warning(
+        "GPU memory is not waited for after a failure: neither pynvml nor nvidia-smi tells how much is in use. Install "
+        "nvidia-ml-py in the replica's environment."
+    )
 
 
 def wait_for_gpu_memory(

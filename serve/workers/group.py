@@ -39,8 +39,8 @@ from serve.core.kv_events import KvEventBatch
 from serve.core.request import GenerateRequest, TokenDelta
 from serve.engines.protocol import Engine, EngineInfo, EngineStats
 from serve.errors import EngineDead
-from serve.workers.gpu_memory import GpuMemory, used_gpu_memory
-from serve.workers.group_settings import GroupSettings
+from serve.workers.gpu_memory import GpuMemory, used_gpu_memory, warn_unwatched
+from serve.workers.group_settings import DEFAULT_START_LIMIT_S, GroupSettings
 from serve.workers.group_watch import GroupWatch
 from serve.workers.launchers.port import Launcher, RankProcess
 from serve.workers.nodes import LocalNode, Nodes
@@ -206,13 +206,15 @@ class WorkerGroup:
             logger.warning("Killed what dead groups had left on this machine: %s", ", ".join(stale))
         self._reaper = await asyncio.to_thread(start_reaper, self._mark)
         used: GpuMemory = await asyncio.to_thread(used_gpu_memory) if self._gpus else {}
+        if self._gpus and not used:
+            warn_unwatched()
         before = {gpu: used[gpu] for gpu in self._gpus if gpu in used}
         self._memory.setdefault(self._nodes.here, {}).update(before)
 
     async def _until_launched(self, launching: asyncio.Task[Engine]) -> None:
         left = asyncio.create_task(self._left.wait())
         try:
-            limit_s = self._settings.start_limit_s
+            limit_s = self._settings.start_limit_s or DEFAULT_START_LIMIT_S
             await asyncio.wait([launching, left], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             left.cancel()

@@ -8,12 +8,16 @@ from serve.core.heartbeat import Heartbeats
 from serve.core.strict_model import StrictModel
 from serve.core.watchdog import TokenLimits
 
+DEFAULT_START_LIMIT_S = 1800.0
+
 
 class GroupSettings(StrictModel):
     """Watch over the ranks of one engine."""
 
-    start_limit_s: PositiveFloat = Field(
-        default=1800.0, description="An engine that cannot generate after this time has failed to start."
+    start_limit_s: PositiveFloat | None = Field(
+        default=None,
+        description="An engine that cannot generate after this time has failed to start. By default a minute more than "
+        "the engine's `start_timeout_s`, which tells more; 1800 where it has none.",
     )
     heartbeat_s: PositiveFloat = Field(default=0.5, description="Time between two signs of life of a rank.")
     heartbeat_limit_s: PositiveFloat = Field(

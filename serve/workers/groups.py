@@ -10,6 +10,7 @@ from serve.engines.trtllm.settings import TrtllmSettings
 from serve.errors import ConfigError
 from serve.workers.engine_env import EngineEnv
 from serve.workers.group import WorkerGroup
+from serve.workers.group_settings import DEFAULT_START_LIMIT_S
 from serve.workers.launch import EngineLaunch
 from serve.workers.launchers.engine_host import EngineHostLauncher
 from serve.workers.launchers.hosting import make_hosting_launcher
@@ -18,11 +19,23 @@ from serve.workers.launchers.torch_distributed import TorchDistributedLauncher
 from serve.workers.nodes import RayNodes
 from serve.workers.rank_program import make_program
 
+_ENGINE_FIRST_S = 60.0  # its limit begins later: after the environment was checked, and hosts and ranks have started
+
 
 def make_group(launch: EngineLaunch) -> WorkerGroup:
     """Make the group of an engine, in the replica that has reserved what the launch says. Nothing is started yet."""
     nodes = RayNodes()
-    return WorkerGroup(_make_launcher(launch, nodes), launch.watch, nodes=nodes, gpus=_own_gpus())
+    watch = launch.watch.model_copy(update={"start_limit_s": start_limit_s(launch)})
+    return WorkerGroup(_make_launcher(launch, nodes), watch, nodes=nodes, gpus=_own_gpus())
+
+
+def start_limit_s(launch: EngineLaunch) -> float:
+    """Return how long the group waits for its engine: by default longer than the engine itself, which says more."""
+    if launch.watch.start_limit_s is not None:
+        return launch.watch.start_limit_s
+    if isinstance(launch.engine, TrtllmSettings):
+        return launch.engine.start_timeout_s + _ENGINE_FIRST_S
+    return DEFAULT_START_LIMIT_S
 
 
 def _make_launcher(launch: EngineLaunch, nodes: RayNodes) -> Launcher:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from serve.errors import ConfigError, RayTRTError
+from serve.errors import ConfigError
 from serve.workers.group import WorkerGroup
 from serve.workers.launch import EngineLaunch
 
@@ -30,7 +30,7 @@ async def start_engine(
         make_group: Makes the group of a launch.
 
     Raises:
-        RayTRTError: What the last try failed of.
+        Exception: What the last try failed of.
     """
     if fallback is None:
         return await _start(model_id, make_group(launch)), False
@@ -39,7 +39,7 @@ async def start_engine(
             return await _start(model_id, make_group(launch), f" (try {failures} of {max_failures})"), False
         except ConfigError:
             break
-        except RayTRTError:
+        except Exception:  # whatever it was, the fallback may serve; `_start` has told of it
             continue
     logger.error("%s falls back to engine %s.", model_id, fallback.engine.kind)
     return await _start(model_id, make_group(fallback)), True

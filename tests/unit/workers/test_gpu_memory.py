@@ -2,7 +2,15 @@
 
 from collections.abc import Iterator
 
-from serve.workers.gpu_memory import GpuMemory, parse_nvidia_smi, used_gpu_memory, wait_for_gpu_memory
+import pytest
+
+from serve.workers.gpu_memory import (
+    GpuMemory,
+    parse_nvidia_smi,
+    used_gpu_memory,
+    wait_for_gpu_memory,
+    warn_unwatched,
+)
 
 GIB = 2**30
 
@@ -37,3 +45,11 @@ def test_nvidia_smi_is_read_by_index_and_uuid() -> None:
 
 def test_this_machine_answers() -> None:
     assert all(size >= 0 for size in used_gpu_memory().values())
+
+
+def test_memory_that_cannot_be_watched_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    warn_unwatched.cache_clear()
+    warn_unwatched()
+    warn_unwatched()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "nvidia-ml-py" in caplog.text
