@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from serve.core.parallel import ParallelLayout
-from serve.core.resources import ACCELERATOR, add, add_all, at_least, describe, times
+from serve.core.resources import ACCELERATOR, add, add_all, describe, times
 from serve.core.resources import Resources as Resources
 
 LauncherKind = Literal["in_process", "mpi", "ray", "torch_distributed"]
@@ -112,7 +112,7 @@ def plan_placement(
         if own_environment:
             rooms = (0, layout.world_size)
             return PlacementPlan(layout, launcher, (replica, engine), "STRICT_PACK", rooms, replica, {}, host_bundle=1)
-        whole = add(replica, engine) if launcher == "mpi" else at_least(replica, engine)
+        whole = add(replica, engine) if launcher == "mpi" else engine  # one rank is the replica itself
         return PlacementPlan(layout, launcher, (whole,), "STRICT_PACK", (layout.world_size,), whole, {})
     if len(node_ranks) == 1:
         bundles = (replica, *(dict(rank) for _ in range(layout.world_size)))

@@ -28,12 +28,6 @@ def add(one: Resources, other: Resources) -> dict[str, float]:
     return {name: round(one.get(name, 0) + other.get(name, 0), 4) for name in names}
 
 
-def at_least(one: Resources, other: Resources) -> dict[str, float]:
-    """Return the larger amount of each name."""
-    names = dict.fromkeys([*one, *other])
-    return {name: max(one.get(name, 0), other.get(name, 0)) for name in names}
-
-
 def add_all(bundles: Sequence[Resources]) -> dict[str, float]:
     """Return the sum of all bundles, by name."""
     total: dict[str, float] = {}

@@ -25,6 +25,7 @@ def plan(engine: Any, mpi: bool | None = True, resources: RankResources | None =
 
 
 def test_one_rank_is_the_replica_itself() -> None:
+    assert plan(SimulatedSettings(), resources=RankResources(num_cpus=0.05)).bundles == ({"CPU": 0.05},)
     for engine, gpus in ((TransformersSettings(), 0), (SimulatedSettings(), 0), (TrtllmSettings(), 1)):
         found = plan(engine)
         assert found.launcher == "in_process"
