@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import contextlib
 import os
 import secrets
 import subprocess
@@ -190,7 +191,10 @@ def test_trap_7_4_22_a_spawn_that_hangs_is_given_up_and_leaves_nothing(
     assert why_mpi_does_not_spawn(limit_s=5.0) == "MPI_Comm_spawn did not return within 5 s"
     assert started.exists()
     daemon = int(started.read_text())
-    assert not psutil.pid_exists(daemon) or psutil.Process(daemon).status() == psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):  # killed, and perhaps not gone yet
+        process = psutil.Process(daemon)
+        _, alive = psutil.wait_procs([process], timeout=30)
+        assert not alive or process.status() == psutil.STATUS_ZOMBIE
 
 
 async def test_one_rank_needs_no_launcher_but_an_environment() -> None:
