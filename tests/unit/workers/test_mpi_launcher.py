@@ -1,8 +1,8 @@
 """MpiLauncher and the probe, with real MPI processes."""
 
 import asyncio
-import importlib.util
 import contextlib
+import importlib.util
 import os
 import secrets
 import subprocess
