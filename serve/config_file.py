@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from serve.config import IMPORT_PATH, AppConfig, parse_applications
 from serve.core.strict_model import describe_mistakes
 from serve.errors import ConfigError
+from serve.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,7 @@ def read_config_file(path: Path) -> ConfigFile:
     Raises:
         ConfigError: It cannot be read, is no Serve config, or holds a mistake; names file and key.
     """
-    try:
-        document = yaml.safe_load(path.read_text())
-    except OSError as exc:
-        raise ConfigError(f"{path}: {exc.strerror}; give the path of a config file") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path} is no YAML: {exc}") from None
+    document = read_yaml(path)
     applications = parse_applications(document, str(path))
     try:
         options = ServeDeploySchema.model_validate(document).http_options

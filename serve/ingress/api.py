@@ -40,7 +40,7 @@ def make_app(
         logger: Gets one line for each request that fails.
     """
     by_id = {model.id: model for model in models}
-    metrics, work = GatewayMetrics(by_id), TextWork()
+    metrics, work = GatewayMetrics(by_id, backend.fallbacks), TextWork()
     generation = GenerationRoutes(by_id, Generation(backend, work), work, metrics, settings, backend.fallbacks)
     operator = OperatorRoutes(by_id, backend, metrics)
     text = TextRoutes(by_id, work, settings)

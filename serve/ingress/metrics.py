@@ -6,7 +6,7 @@ Prometheus' form only when someone asks.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
@@ -82,11 +82,11 @@ class ModelMetrics:
 class GatewayMetrics(Collector):
     """All that one gateway counts, in a registry of its own."""
 
-    def __init__(self, models: Iterable[str]) -> None:
-        """Start at zero for each model id."""
+    def __init__(self, models: Iterable[str], fallbacks: Callable[[], Mapping[str, str]]) -> None:
+        """Start at zero for each model id; `fallbacks` are asked for when someone reads the numbers."""
+        self._fallbacks = fallbacks
         self.models = {model: ModelMetrics() for model in models}
         self.requests_in_flight = 0
-        self.fallbacks: Mapping[str, str] = {}
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -121,8 +121,9 @@ class GatewayMetrics(Collector):
         yield self._numbers(telemetry.CACHED_TOKENS, "cached_tokens")
         yield self._numbers(telemetry.COMPLETION_TOKENS, "completion_tokens")
         active = GaugeMetricFamily(telemetry.FALLBACK.name, telemetry.FALLBACK.help, labels=telemetry.FALLBACK.labels)
+        fallbacks = self._fallbacks()
         for model in self.models:
-            active.add_metric([model], float(model in self.fallbacks))
+            active.add_metric([model], float(model in fallbacks))
         yield active
 
     def _numbers(self, metric: Metric, attribute: str) -> PrometheusMetric:

@@ -55,7 +55,6 @@ class OperatorRoutes:
 
     async def metrics(self, exchange: Exchange) -> None:
         """GET /metrics: Prometheus' text format."""
-        self._metrics.fallbacks = self._backend.fallbacks()
         await exchange.send_json(
             self._metrics.exposition(), headers=[(b"content-type", CONTENT_TYPE_LATEST.encode("ascii"))]
         )

@@ -39,6 +39,17 @@ class EngineLimits:
     max_running: int | None = None
     max_waiting: int | None = None
 
+    @property
+    def queue(self) -> dict[str, Any]:
+        """What is asked of batch and queue, by the names that all engines' settings have."""
+        asked = {"max_batch_size": self.max_running, "max_waiting": self.max_waiting}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    @property
+    def blocks(self) -> dict[str, Any]:
+        """What is asked of the cache, by the name that the simulated engine's settings have."""
+        return {} if self.total_blocks is None else {"total_blocks": self.total_blocks}
+
 
 @dataclass(frozen=True)
 class EngineCase:

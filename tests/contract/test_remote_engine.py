@@ -26,13 +26,7 @@ def engine_case() -> EngineCase:
 
     def make_engine(limits: EngineLimits | None = None) -> HostedEngine:
         limits = limits or EngineLimits()
-        asked = {
-            "total_blocks": limits.total_blocks,
-            "max_batch_size": limits.max_running,
-            "max_waiting": limits.max_waiting,
-        }
-        given = {name: value for name, value in asked.items() if value is not None}
-        return HostedEngine(SimulatedSettings(**{**configuration, **given}))
+        return HostedEngine(SimulatedSettings(**{**configuration, **limits.queue, **limits.blocks}))
 
     async def kill(engine: Engine) -> None:
         assert isinstance(engine, HostedEngine)

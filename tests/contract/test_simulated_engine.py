@@ -26,13 +26,7 @@ def engine_case(request: pytest.FixtureRequest) -> EngineCase:
 
     def make_engine(limits: EngineLimits | None = None) -> SimulatedEngine:
         limits = limits or EngineLimits()
-        asked = {
-            "total_blocks": limits.total_blocks,
-            "max_batch_size": limits.max_running,
-            "max_waiting": limits.max_waiting,
-        }
-        given = {name: value for name, value in asked.items() if value is not None}
-        return SimulatedEngine(SimulatedSettings(**{**configuration, **given}))
+        return SimulatedEngine(SimulatedSettings(**{**configuration, **limits.queue, **limits.blocks}))
 
     async def kill(engine: Engine) -> None:
         assert isinstance(engine, SimulatedEngine)

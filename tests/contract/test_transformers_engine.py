@@ -52,10 +52,9 @@ def engine_case(request: pytest.FixtureRequest, checkpoint: Path) -> EngineCase:
 
     def make_engine(limits: EngineLimits | None = None) -> TransformersEngine:
         limits = limits or EngineLimits()
-        asked: dict[str, Any] = {"max_batch_size": limits.max_running, "max_waiting": limits.max_waiting}
+        given = limits.queue
         if limits.total_blocks is not None:
-            asked["kv_cache_tokens"] = limits.total_blocks * configuration["tokens_per_block"]
-        given = {name: value for name, value in asked.items() if value is not None}
+            given["kv_cache_tokens"] = limits.total_blocks * configuration["tokens_per_block"]
         return TransformersEngine(checkpoint, TransformersSettings(**{**configuration, **given}))
 
     async def kill(engine: Engine) -> None:

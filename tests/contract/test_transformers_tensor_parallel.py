@@ -38,9 +38,9 @@ def engine_case(checkpoint: Path) -> EngineCase:
     def make_engine(limits: EngineLimits | None = None) -> TransformersEngine:
         limits = limits or EngineLimits()
         blocks = limits.total_blocks or 1024
-        asked = {"max_batch_size": limits.max_running, "max_waiting": limits.max_waiting}
-        given = {name: value for name, value in asked.items() if value is not None}
-        return TensorEngine(checkpoint, TransformersSettings(**{**SIZES, "kv_cache_tokens": 8 * blocks, **given}))
+        return TensorEngine(
+            checkpoint, TransformersSettings(**{**SIZES, "kv_cache_tokens": 8 * blocks, **limits.queue})
+        )
 
     async def kill(engine: Engine) -> None:
         assert isinstance(engine, TensorEngine)

@@ -30,12 +30,10 @@ def engine_case(request: pytest.FixtureRequest) -> EngineCase:
 
     def make_engine(limits: EngineLimits | None = None) -> HostedTrtllm:
         limits = limits or EngineLimits()
-        asked = {"max_batch_size": limits.max_running, "max_waiting": limits.max_waiting}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         cache = dict(FAST["kv_cache"])  # type: ignore[call-overload]
         if limits.total_blocks is not None:
             cache["max_tokens"] = limits.total_blocks * SIZE
-        return HostedTrtllm(line, {**FAST, **settings, **given, "kv_cache": cache})
+        return HostedTrtllm(line, {**FAST, **settings, **limits.queue, "kv_cache": cache})
 
     async def kill(engine: Engine) -> None:
         assert isinstance(engine, HostedTrtllm)

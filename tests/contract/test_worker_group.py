@@ -53,13 +53,7 @@ class InlineGroup(WorkerGroup):
 def engine_case() -> EngineCase:
     def make_engine(limits: EngineLimits | None = None) -> InlineGroup:
         limits = limits or EngineLimits()
-        asked = {
-            "total_blocks": limits.total_blocks,
-            "max_batch_size": limits.max_running,
-            "max_waiting": limits.max_waiting,
-        }
-        given = {name: value for name, value in asked.items() if value is not None}
-        return InlineGroup(SimulatedEngine(SimulatedSettings(**{**BASE, **given})))
+        return InlineGroup(SimulatedEngine(SimulatedSettings(**{**BASE, **limits.queue, **limits.blocks})))
 
     async def kill(engine: Engine) -> None:
         assert isinstance(engine, InlineGroup)

@@ -35,12 +35,10 @@ def engine_case() -> EngineCase:
 
     def make_engine(limits: EngineLimits | None = None) -> HostedTrtllm:
         limits = limits or EngineLimits()
-        asked = {"max_batch_size": limits.max_running, "max_waiting": limits.max_waiting}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         cache = {"max_tokens": 32 * (limits.total_blocks or 1024), "event_interval_s": 0.02}
         return HostedTrtllm(
             None,
-            {**settings, **given, "kv_cache": cache},
+            {**settings, **limits.queue, "kv_cache": cache},
             model_dir=model.path,
             layout={"tensor": tensor},
             kind="in_process" if tensor == 1 else "mpi",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from serve.core.kv_events import KvRemoved, KvStored
+from serve.core.kv_events import KvDraft, KvRemoved, KvStored
 
 
 class CacheEvents:
@@ -21,7 +21,7 @@ class CacheEvents:
 
     def drain(self, changes: list[tuple[bytes, bool]]) -> list[KvStored | KvRemoved]:
         """Turn changes, which are taken out of the list, into events that say the same in the same order."""
-        draft = _Draft()
+        draft = KvDraft()
         for key, is_stored in changes:
             block_hash, parent = self._published[key]
             count = self._num_keys.get(block_hash, 0) + (1 if is_stored else -1)
@@ -39,34 +39,3 @@ class CacheEvents:
     def hashes(self, keys: Iterable[bytes]) -> frozenset[int]:
         """Return what keys of the ledger are published as."""
         return frozenset(self._published[key][0] for key in keys)
-
-
-class _Draft:
-    """Events in the making: consecutive changes that one event can say are one event."""
-
-    def __init__(self) -> None:
-        self._events: list[KvStored | KvRemoved] = []
-        self._hashes: list[int] = []
-        self._parent: int | None = None  # of the first of `_hashes`, if they are stored; None if they are removed
-
-    def store(self, block_hash: int, parent: int) -> None:
-        if not (self._hashes and self._parent is not None and self._hashes[-1] == parent):
-            self._close()
-            self._parent = parent
-        self._hashes.append(block_hash)
-
-    def remove(self, block_hash: int) -> None:
-        if self._parent is not None:
-            self._close()
-        self._hashes.append(block_hash)
-
-    def finish(self) -> list[KvStored | KvRemoved]:
-        self._close()
-        return self._events
-
-    def _close(self) -> None:
-        if self._hashes:
-            hashes = tuple(self._hashes)
-            self._events.append(KvRemoved(hashes) if self._parent is None else KvStored(hashes, self._parent))
-        self._hashes = []
-        self._parent = None

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from serve.core.parallel import ParallelLayout
@@ -26,6 +25,7 @@ from serve.engines.trtllm.orchestration import Orchestration, OrchestratorKind, 
 from serve.engines.trtllm.settings import TrtllmSettings
 from serve.engines.trtllm.signature_data import check_names
 from serve.errors import BundleMismatch, ConfigError
+from serve.yaml_file import read_yaml
 
 _Section = TypeVar("_Section", TrtllmSettings, ParallelLayout)
 _UNKNOWN_MODEL = "/path/to/model"
@@ -226,13 +226,7 @@ def read_document(path: Path) -> Mapping[str, Any]:
     Raises:
         ConfigError: It cannot be read, or is none.
     """
-    try:
-        document = yaml.safe_load(path.read_text())
-    except OSError as exc:
-        raise ConfigError(f"{path}: {exc.strerror}; give the path of a config file") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path} is no YAML: {exc}") from None
-    return _mapping(document, str(path))
+    return _mapping(read_yaml(path), str(path))
 
 
 def _in_document(document: Mapping[str, Any], source: str) -> Iterator[Subject]:
