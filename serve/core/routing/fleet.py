@@ -1,0 +1,238 @@
+"""Fleet: what a gateway knows of the replicas of one model, and of the requests that it has on the way to them.
+
+Reports say what a replica had some milliseconds ago. Requests that were routed since are reservations: they count at
+once, until a report of the replica says that it has them, so that a burst does not run after stale numbers.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from serve.core.routing.decision import FleetView, Rows
+from serve.core.routing.load import LoadReport
+from serve.core.routing.rates import PRIOR, LearnedRates, Rates
+
+RESERVATION_TIMEOUT_S = 5.0  # a replica that has not said a word of a request for so long does not have it
+ASSIGNED_HALF_LIFE_S = 30.0  # of the memory of how much work went where
+
+# Rows of the table; one column of it a replica.
+_FIELDS = (
+    "running",
+    "waiting",
+    "queued_prefill_tokens",
+    "active_blocks",
+    "total_blocks",
+    "committed_blocks",
+    "context_tokens",
+    "prefill_token_s",
+    "prefill_pair_s",
+    "decode_step_s",
+    "decode_sequence_s",
+    "release_blocks_per_s",
+    "assigned",
+    "last_routed",
+    "reported_s",
+)
+_NUMBER = {name: number for number, name in enumerate(_FIELDS)}
+_WAITING, _QUEUED, _ACTIVE = _NUMBER["waiting"], _NUMBER["queued_prefill_tokens"], _NUMBER["active_blocks"]
+_COMMITTED, _ASSIGNED = _NUMBER["committed_blocks"], _NUMBER["assigned"]
+_REPORTED_ROWS = slice(0, _NUMBER["context_tokens"] + 1)
+
+
+class Reservation(NamedTuple):
+    """A request on its way to a replica.
+
+    Attributes:
+        row: The replica's.
+        made_s: When it was routed.
+        prefill_tokens: Prompt tokens that it will compute there.
+        new_blocks: KV blocks that its prompt takes there and that are not there yet.
+        committed_blocks: KV blocks at its end.
+    """
+
+    row: int
+    made_s: float
+    prefill_tokens: int
+    new_blocks: int
+    committed_blocks: int
+
+
+class _Replica:
+    """One replica's past."""
+
+    __slots__ = ("last", "learned", "release_rate", "reserved", "row")
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+        self.last: LoadReport | None = None
+        self.learned = LearnedRates()
+        self.release_rate = 0.0
+        self.reserved: dict[int, Reservation] = {}
+
+
+class Fleet:
+    """Replicas of one model, as one gateway sees them. Rows are the prefix index's.
+
+    Args:
+        tokens_per_block: Of their KV caches.
+    """
+
+    def __init__(self, tokens_per_block: int) -> None:
+        self.tokens_per_block = tokens_per_block
+        self.decisions = 0
+        self._replicas: dict[str, _Replica] = {}
+        self._table = np.zeros((len(_FIELDS), 8))
+        self._reserved_at: OrderedDict[int, _Replica] = OrderedDict()  # by route_id, the oldest first
+        self._assigned_s = 0.0
+        self._all: tuple[tuple[str, ...], Rows] | None = None
+
+    @property
+    def replica_ids(self) -> tuple[str, ...]:
+        """Everyone."""
+        return self._everyone()[0]
+
+    def __contains__(self, replica_id: str) -> bool:
+        return replica_id in self._replicas
+
+    # Membership
+
+    def add(self, replica_id: str, row: int, now_s: float) -> None:
+        """Make a replica known; idle until it reports."""
+        if row >= self._table.shape[1]:
+            room = np.zeros((len(_FIELDS), max(row + 1, 2 * self._table.shape[1])))
+            room[:, : self._table.shape[1]] = self._table
+            self._table = room
+        self._replicas[replica_id] = _Replica(row)
+        column = self._table[:, row]
+        column[:] = 0.0
+        column[_NUMBER["total_blocks"]] = 1.0
+        column[_NUMBER["last_routed"]] = -1.0
+        column[_NUMBER["reported_s"]] = now_s
+        self._set_rates(row, self._typical_rates(), 0.0, 0.0)
+        others = [other.row for other in self._replicas.values() if other.row != row]
+        if others:  # a newcomer owes the others no work
+            column[_ASSIGNED] = float(self._table[_ASSIGNED, others].mean())
+        self._all = None
+
+    def remove(self, replica_id: str) -> None:
+        """Forget a replica, and what was on the way to it."""
+        for route_id in self._replicas.pop(replica_id).reserved:
+            del self._reserved_at[route_id]
+        self._all = None
+
+    # News
+
+    def report(self, replica_id: str, report: LoadReport, now_s: float, *, new_epoch: bool = False) -> None:
+        """Take in a replica's report."""
+        replica = self._replicas[replica_id]
+        before, replica.last = replica.last, report
+        row, table = replica.row, self._table
+        for route_id in report.accepted:
+            self.release(route_id)
+        if new_epoch:
+            replica.learned = LearnedRates(self._typical_rates())
+        elif before is not None:
+            replica.learned.learn(before, report)
+            self._learn_release(replica, before, report, now_s)
+        table[_REPORTED_ROWS, row] = (
+            report.running,
+            report.waiting,
+            report.queued_prefill_tokens,
+            report.used_blocks,
+            max(1, report.total_blocks),
+            report.committed_blocks,
+            report.context_tokens,
+        )
+        for reservation in replica.reserved.values():
+            self._count(reservation, 1)
+        self._set_rates(row, replica.learned.rates, report.running, report.context_tokens)
+        table[_NUMBER["release_blocks_per_s"], row] = replica.release_rate
+        table[_NUMBER["reported_s"], row] = now_s
+
+    def reserve(self, route_id: int, replica_id: str, reservation: Reservation, work_s: float) -> None:
+        """Count a request as on its way. `work_s`: engine time that it will take, for the balance."""
+        self.release(route_id)
+        replica = self._replicas[replica_id]
+        replica.reserved[route_id] = reservation
+        self._reserved_at[route_id] = replica
+        self._count(reservation, 1)
+        self._decay_assigned(reservation.made_s)
+        self._table[_ASSIGNED, reservation.row] += work_s
+        self._table[_NUMBER["last_routed"], reservation.row] = self.decisions
+        self.decisions += 1
+        while True:
+            oldest, holder = next(iter(self._reserved_at.items()))
+            if reservation.made_s - holder.reserved[oldest].made_s < RESERVATION_TIMEOUT_S:
+                break
+            self.release(oldest)
+
+    def release(self, route_id: int) -> None:
+        """A request is known to its replica, or will never be."""
+        replica = self._reserved_at.pop(route_id, None)
+        if replica is not None:
+            self._count(replica.reserved.pop(route_id), -1)
+
+    # The view
+
+    def view(self, now_s: float, candidates: Sequence[str] | None = None) -> FleetView:
+        """Return the columns of the candidates; None: of all replicas. Unknown ones are left out."""
+        if candidates is None:
+            replica_ids, rows = self._everyone()
+        else:
+            replica_ids = tuple(name for name in candidates if name in self._replicas)
+            found = (self._replicas[name].row for name in replica_ids)
+            rows = np.fromiter(found, dtype=np.intp, count=len(replica_ids))
+        self._decay_assigned(now_s)
+        columns = dict(zip(_FIELDS, self._table[:, rows], strict=True))
+        assigned, reported_s = columns.pop("assigned"), columns.pop("reported_s")
+        mean = float(assigned.mean()) if len(rows) else 0.0
+        return FleetView(
+            replica_ids=replica_ids,
+            rows=rows,
+            assigned_share=assigned / mean if mean > 0.0 else np.ones(len(rows)),
+            age_s=now_s - reported_s,
+            tokens_per_block=self.tokens_per_block,
+            now_s=now_s,
+            decisions=self.decisions,
+            **columns,
+        )
+
+    def _everyone(self) -> tuple[tuple[str, ...], Rows]:
+        if self._all is None:
+            rows = np.fromiter((replica.row for replica in self._replicas.values()), dtype=np.intp)
+            self._all = tuple(self._replicas), rows
+        return self._all
+
+    def _count(self, reservation: Reservation, sign: int) -> None:
+        column = self._table[:, reservation.row]
+        column[_WAITING] += sign
+        column[_QUEUED] += sign * reservation.prefill_tokens
+        column[_ACTIVE] += sign * reservation.new_blocks
+        column[_COMMITTED] += sign * reservation.committed_blocks
+
+    def _decay_assigned(self, now_s: float) -> None:
+        if now_s > self._assigned_s:
+            self._table[_ASSIGNED] *= 0.5 ** ((now_s - self._assigned_s) / ASSIGNED_HALF_LIFE_S)
+            self._assigned_s = now_s
+
+    def _learn_release(self, replica: _Replica, before: LoadReport, after: LoadReport, now_s: float) -> None:
+        elapsed_s = now_s - float(self._table[_NUMBER["reported_s"], replica.row])
+        if elapsed_s <= 0.0:
+            return
+        keep = 0.5 ** (elapsed_s / 10.0)
+        rate = max(0, after.released_blocks - before.released_blocks) / elapsed_s
+        replica.release_rate = keep * replica.release_rate + (1.0 - keep) * rate
+
+    def _typical_rates(self) -> Rates:
+        known = [replica.learned.rates for replica in self._replicas.values() if replica.learned.known]
+        return Rates(*np.mean(known, axis=0).tolist()) if known else PRIOR
+
+    def _set_rates(self, row: int, rates: Rates, running: float, context_tokens: float) -> None:
+        context = context_tokens / running if running else 0.0
+        column = self._table[:, row]
+        column[_NUMBER["prefill_token_s"]] = rates.token_s
+        column[_NUMBER["prefill_pair_s"]] = rates.pair_s
+        column[_NUMBER["decode_step_s"]] = rates.decode_step_s(running, context_tokens)
+        column[_NUMBER["decode_sequence_s"]] = rates.sequence_s + rates.context_s * context

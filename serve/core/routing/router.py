@@ -1,0 +1,100 @@
+"""Router: the index, the fleet and the policy of one model, joined. Gateways and the simulator run this same code."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from serve.core.kv_events import KvEvent
+from serve.core.prefix_index import PrefixIndex
+from serve.core.routing.common_prefix import CommonPrefix
+from serve.core.routing.decision import Decision, FleetView, PrefixMatch
+from serve.core.routing.fleet import Fleet, Reservation
+from serve.core.routing.load import LoadReport
+from serve.core.routing.policy import Policy, decide
+from serve.core.routing.request import RouteRequest
+
+
+class Router:
+    """Decides for one model. Not thread-safe; never waits.
+
+    Args:
+        policy: What decides.
+        tokens_per_block: Of the replicas' KV caches.
+        max_index_blocks: Cap of the prefix index.
+        seed: Of what is drawn at random.
+    """
+
+    def __init__(
+        self, policy: Policy, tokens_per_block: int, *, max_index_blocks: int = 4_000_000, seed: int = 0
+    ) -> None:
+        self.policy = policy
+        self.tokens_per_block = tokens_per_block
+        self.index = PrefixIndex(max_index_blocks)
+        self.fleet = Fleet(tokens_per_block)
+        self._common = CommonPrefix()
+        self._rng = random.Random(seed)
+
+    # Membership and news
+
+    def add(self, replica_id: str, now_s: float) -> None:
+        """Make a replica a candidate. It holds nothing and is idle, until it is heard of."""
+        self.fleet.add(replica_id, self.index.add(replica_id), now_s)
+
+    def remove(self, replica_id: str) -> None:
+        """Forget a replica."""
+        self.index.remove(replica_id)
+        self.fleet.remove(replica_id)
+
+    def apply(self, replica_id: str, events: Sequence[KvEvent]) -> None:
+        """Note changes of what a replica holds, in their order."""
+        row = self.index.row(replica_id)
+        for event in events:
+            self.index.apply(row, event)
+
+    def report(self, replica_id: str, report: LoadReport, now_s: float, *, new_epoch: bool = False) -> None:
+        """Note a replica's load."""
+        self.fleet.report(replica_id, report, now_s, new_epoch=new_epoch)
+
+    # Decisions
+
+    def route(self, request: RouteRequest, now_s: float, candidates: Sequence[str] | None = None) -> Decision | None:
+        """Rank the candidates for a request; None if no candidate is known. Changes nothing: see `commit`."""
+        view = self.fleet.view(now_s, candidates)
+        if not len(view):
+            return None
+        return decide(self.policy, request, view, self._match(request, view), self._rng)
+
+    def commit(self, request: RouteRequest, decision: Decision, now_s: float, replica_id: str | None = None) -> None:
+        """Count a request as on its way to the first choice, or to `replica_id`."""
+        chosen = decision.replica_id if replica_id is None else replica_id
+        number = decision.view.replica_ids.index(chosen)
+        size = self.tokens_per_block
+        hit = int(decision.match.hit_blocks[number])
+        computed = max(1, request.prompt_tokens - hit * size)
+        total = -(-(request.prompt_tokens + request.max_tokens) // size)
+        row = int(decision.view.rows[number])
+        reservation = Reservation(row, now_s, computed, decision.match.prompt_blocks - hit, total)
+        work_s = computed * float(decision.view.prefill_token_s[number])
+        self.fleet.reserve(request.route_id, chosen, reservation, work_s)
+        self._common.add(request.hashes)
+
+    def settle(self, route_id: int) -> None:
+        """A request has its first token, has ended, or never reached its replica: reports cover it from now on."""
+        self.fleet.release(route_id)
+
+    def expected_hit_tokens(self, decision: Decision, replica_id: str) -> int:
+        """Return how many prompt tokens a candidate holds, by what is known."""
+        return int(decision.match.hit_blocks[decision.view.replica_ids.index(replica_id)]) * self.tokens_per_block
+
+    def _match(self, request: RouteRequest, view: FleetView) -> PrefixMatch:
+        found = self.index.match(request.hashes)
+        # The last token of a prompt is always computed, so a hit on all of it is worth one block less.
+        usable = max(0, (request.prompt_tokens - 1) // self.tokens_per_block)
+        return PrefixMatch(
+            hit_blocks=np.minimum(found.hit[view.rows], usable).astype(np.float64),
+            host_blocks=found.host[view.rows].astype(np.float64),
+            disk_blocks=found.disk[view.rows].astype(np.float64),
+            prompt_blocks=-(-request.prompt_tokens // self.tokens_per_block),
+            common_blocks=self._common.depth(request.hashes),
+        )
