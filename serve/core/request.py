@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 
 
 class FinishReason(StrEnum):
@@ -88,7 +88,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True):
         sampling: How to choose tokens, and when to end.
         cache_salt: Requests share KV blocks only with requests of the same salt.
         reply_to: Where a replica sends the deltas (`serve.datapath.frames.ReplyAddress` as text); engines ignore it.
-        wire_version: Refused by the decoder if it is not its own.
+        wire_version: Refused by the decoder if it is not its own. It stays the seventh, wherever others are added.
+        expected_cached_tokens: Leading prompt tokens that the gateway believes the replica to hold; engines ignore it.
+        lora: LoRA adapter of the sequence; empty: the base model. Block hashes depend on it.
     """
 
     request_id: str
@@ -98,6 +100,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, array_like=True):
     cache_salt: str = ""
     reply_to: str = ""
     wire_version: int = WIRE_VERSION
+    expected_cached_tokens: int = 0
+    lora: str = ""
 
     @property
     def prompt_tokens(self) -> int:

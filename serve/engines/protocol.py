@@ -44,6 +44,8 @@ class EngineStats:
         queued_prefill_tokens: Prompt tokens accepted and neither computed nor found in the cache yet.
         step_s: Duration of the last step of the batch; 0 before the first.
         prompt_tokens, cached_prompt_tokens, generated_tokens: Totals since the start.
+        steps: Total of steps in which something was computed; 0 if the engine does not count them.
+        busy_s: Total duration of those steps.
     """
 
     running: int = 0
@@ -56,6 +58,8 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     generated_tokens: int = 0
+    steps: int = 0
+    busy_s: float = 0.0
 
 
 class Engine(Protocol):

@@ -236,6 +236,8 @@ def check_stats(stats: EngineStats) -> None:
     assert stats.used_blocks + stats.cached_blocks <= stats.total_blocks, stats
     assert stats.queued_prefill_tokens >= 0, stats
     assert stats.step_s >= 0, stats
+    assert stats.busy_s >= 0, stats
+    assert stats.steps > 0 or stats.busy_s == stats.steps == 0, stats
     assert stats.generated_tokens >= 0, stats
     assert 0 <= stats.cached_prompt_tokens <= stats.prompt_tokens, stats
 

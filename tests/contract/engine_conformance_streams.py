@@ -1,6 +1,7 @@
 """Conformance: streams are complete, in order, end where they should, and do not disturb each other."""
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -114,13 +115,15 @@ class StreamConformance:
 
     async def test_stats_are_sane_at_every_delta_and_return_to_zero(self, probe: EngineProbe) -> None:
         before = await probe.until_idle()
+        seen = [before]
 
         async def watch(i: int) -> Transcript:
             request = probe.request(probe.prompt(10 + 40 * i, ("stats", i)), max_tokens=10 + i, **GREEDY)
             stream, deltas = probe.engine.generate(request), []
             async for delta in stream:
                 deltas.append(delta)
-                check_stats(probe.engine.stats())
+                seen.append(probe.engine.stats())
+                check_stats(seen[-1])
             return await probe.finish(stream, request, *deltas)
 
         results = await asyncio.gather(*(watch(i) for i in range(10)))
@@ -131,6 +134,12 @@ class StreamConformance:
         assert after.cached_prompt_tokens - before.cached_prompt_tokens == sum(
             result.prefill.cached_tokens for result in results
         )
+        for one, other in itertools.pairwise((*seen, after)):
+            assert one.steps <= other.steps
+            assert one.busy_s <= other.busy_s
+        # Of the steps an engine may tell late.
+        await probe.until(lambda: probe.engine.stats().steps > before.steps, "counting its steps")
+        assert probe.engine.stats().busy_s > before.busy_s
 
     async def test_emission_times_are_of_this_hosts_monotonic_clock(self, probe: EngineProbe) -> None:
         start = time.monotonic()

@@ -25,7 +25,7 @@ from serve.errors import (
     StreamLost,
 )
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_HELLO_BYTES = 1024
 
 

@@ -61,6 +61,8 @@ class SimulatedEngine:
         self._started_s = 0.0
         self._requests = 0
         self._generated = 0
+        self._steps = 0
+        self._busy_s = 0.0
         self._info = EngineInfo(
             engine=f"simulated {version('raytrt')}",
             context_tokens=min(settings.context_tokens, self._limits.total_blocks * self._limits.tokens_per_block),
@@ -124,6 +126,8 @@ class SimulatedEngine:
             prompt_tokens=scheduler.prompt_tokens,
             cached_prompt_tokens=scheduler.cached_prompt_tokens,
             generated_tokens=self._generated,
+            steps=self._steps,
+            busy_s=self._busy_s,
         )
 
     def kv_events(self) -> AsyncGenerator[KvEventBatch, None]:
@@ -247,6 +251,8 @@ class SimulatedEngine:
         scheduler = self._scheduler
         decoding = list(scheduler.decoding.sequences)  # each of them gets one token, whatever becomes of it then
         result = scheduler.complete(self._due_s)
+        self._steps += 1
+        self._busy_s += self._step_s
         now_s = time.monotonic()
         for sequence in decoding:
             self._emit(sequence, now_s)

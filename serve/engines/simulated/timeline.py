@@ -35,11 +35,16 @@ class Timeline(Generic[SequenceT]):
     Args:
         scheduler: Idle.
         start_s: Where its clock begins.
+
+    Attributes:
+        steps: How many were completed.
+        busy_s: How long these took together.
     """
 
     def __init__(self, scheduler: Scheduler[SequenceT], start_s: float = 0.0) -> None:
         self.scheduler = scheduler
         self.steps = 0
+        self.busy_s = 0.0
         self._boundary_s = start_s  # where the present step, or the present run of steps, began
         self._end_s = math.inf  # when it ends; inf: there is none
         self._run: DecodeRun | None = None
@@ -75,6 +80,7 @@ class Timeline(Generic[SequenceT]):
         if run is not None:
             self._skip(run.steps - 1)
         self.steps += 1
+        self.busy_s += at_s - self._boundary_s
         prefilled, finished = self.scheduler.complete(at_s)
         self._begin(at_s)
         return Progress(at_s, prefilled, finished, self.scheduler.take_events())
@@ -102,7 +108,9 @@ class Timeline(Generic[SequenceT]):
         done = min(run.steps_within(now_s - self._boundary_s), run.steps - 1)
         self._skip(done)
         self._run = None
-        self._boundary_s += run.duration_s(done)
+        done_s = run.duration_s(done)
+        self._boundary_s += done_s
+        self.busy_s += done_s
         self._end_s = self._boundary_s + self.scheduler.run_of(1).first_s
 
     def _skip(self, steps: int) -> None:

@@ -31,6 +31,8 @@ class _Totals:
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     generated_tokens: int = 0
+    steps: int = 0
+    busy_s: float = 0.0
 
 
 class StepLoop:
@@ -130,7 +132,8 @@ class StepLoop:
     def tick(self) -> list[Delivery]:
         """Compute one step of the batch, and one chunk of the prompt that is being scored."""
         deliveries: list[Delivery] = []
-        self._score(deliveries)
+        began_s = time.monotonic()
+        computed = self._score(deliveries)
         self._begin(deliveries)
         started_s = time.monotonic()
         try:
@@ -142,6 +145,10 @@ class StepLoop:
                 self._emit(deliveries)
                 self._step_s = time.monotonic() - started_s
                 self._oom_steps = 0
+                computed = True
+        if computed:
+            self._totals.steps += 1
+            self._totals.busy_s += time.monotonic() - began_s
         self._kv_ledger.record(self._batcher.events.drain(self._batcher.ledger.shared.changes))
         return deliveries
 
@@ -161,6 +168,8 @@ class StepLoop:
             prompt_tokens=self._totals.prompt_tokens,
             cached_prompt_tokens=self._totals.cached_prompt_tokens,
             generated_tokens=self._totals.generated_tokens,
+            steps=self._totals.steps,
+            busy_s=self._totals.busy_s,
         )
 
     def cache_content(self) -> frozenset[int]:
@@ -182,9 +191,10 @@ class StepLoop:
         self._totals = _Totals()
         self._last_begin_s, self._begin_interval_s = None, 0.0
 
-    def _score(self, deliveries: list[Delivery]) -> None:
+    def _score(self, deliveries: list[Delivery]) -> bool:
+        """Score a chunk of a prompt; return whether there was one."""
         if not self._scoring:
-            return
+            return False
         generation, scoring = self._scoring[0]
         generation.begun_s = generation.begun_s or time.monotonic()
         try:
@@ -195,10 +205,11 @@ class StepLoop:
             _log.error("scoring a prompt of %d tokens ran out of memory: %s", generation.request.prompt_tokens, exc)
             self._scoring.popleft()
             deliveries.append((generation.stream, out_of_memory()))
-            return
+            return True
         if generation.prompt_logprobs is not None:
             self._scoring.popleft()
             self._waiting.append(generation)
+        return True
 
     def _begin(self, deliveries: list[Delivery]) -> None:
         """Move sequences from the queue into the batch, in order, as far as there is room."""

@@ -8,7 +8,7 @@ from serve.engines.protocol import EngineStats
 from serve.engines.trtllm.loaded import Loaded
 from serve.engines.trtllm.pollers import QueuePoller, Records
 from serve.engines.trtllm.settings import TrtllmSettings
-from serve.engines.trtllm.stats import FRESH_S, IterationRecord, OwnCounts, engine_stats, read_record
+from serve.engines.trtllm.stats import FRESH_S, IterationRecord, OwnCounts, StepTotals, engine_stats, read_record
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class EngineFeed:
         self._total_blocks = loaded.info.total_blocks
         self.max_batch_size = loaded.limits.max_batch_size
         self._last: tuple[float, IterationRecord] | None = None
+        self._totals = StepTotals()
         self._counts_told = (0, 0)
         cache = settings.kv_cache
         has_events = bool(cache.event_buffer and cache.block_reuse)
@@ -61,6 +62,7 @@ class EngineFeed:
         return engine_stats(
             own,
             self.record(),
+            self._totals,
             max_batch_size=self.max_batch_size,
             total_blocks=self._total_blocks,
             reusable_blocks=self._ledger.count(),
@@ -86,3 +88,4 @@ class EngineFeed:
 
     def _take_records(self, records: Records) -> None:
         self._last = (time.monotonic(), read_record(records[-1]))
+        self._totals = self._totals.add(records)

@@ -7,14 +7,15 @@ last record while it is fresh.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve.engines.protocol import EngineStats
 
 FRESH_S = 1.0
 _LARGEST = 1e15
+_MAX_LOST_FACTOR = 10  # steps counted for one that was read: a number that jumps says nothing
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,32 @@ class IterationRecord:
     queued: int | None = None
     used_blocks: int | None = None
     total_blocks: int | None = None
+
+
+class StepTotals(NamedTuple):
+    """Steps since the start, and how long they took together, as far as the library told of them.
+
+    Its queue of records is bounded (`iter_stats_max_iterations`), so that some are lost when a read comes late. The
+    numbers of the others say how many; each of them counts as long as the mean of those that were read with it.
+
+    Attributes:
+        last: Number of the last step; None before the first.
+    """
+
+    steps: int = 0
+    busy_s: float = 0.0
+    last: int | None = None
+
+    def add(self, records: Sequence[Mapping[str, Any]]) -> "StepTotals":
+        """Count the steps of these records; none if the library gives no durations."""
+        timed = [record for record in records if (_number(record, "iterLatencyMS") or 0.0) > 0.0]
+        if not timed:
+            return self
+        mean_s = sum(read_record(record).step_s for record in timed) / len(timed)
+        number, steps = _count(timed[-1], "iter"), len(timed)
+        if number is not None and self.last is not None:
+            steps = min(max(steps, number - self.last), _MAX_LOST_FACTOR * steps)
+        return StepTotals(self.steps + steps, self.busy_s + steps * mean_s, self.last if number is None else number)
 
 
 @dataclass(frozen=True)
@@ -83,13 +110,20 @@ def waiting_of(own: OwnCounts, record: IterationRecord | None, max_batch_size: i
 
 
 def engine_stats(
-    own: OwnCounts, record: IterationRecord | None, *, max_batch_size: int, total_blocks: int, reusable_blocks: int
+    own: OwnCounts,
+    record: IterationRecord | None,
+    totals: StepTotals,
+    *,
+    max_batch_size: int,
+    total_blocks: int,
+    reusable_blocks: int,
 ) -> EngineStats:
     """Put both together.
 
     Args:
         own: The adapter's counts.
         record: The last one, if it is fresh.
+        totals: Of the library's steps.
         max_batch_size: Sequences that are computed together, at most.
         total_blocks: KV blocks on the GPU.
         reusable_blocks: Those of them with content that the KV events have told of; of running sequences too.
@@ -110,6 +144,8 @@ def engine_stats(
         prompt_tokens=own.prompt_tokens,
         cached_prompt_tokens=own.cached_prompt_tokens,
         generated_tokens=own.generated_tokens,
+        steps=totals.steps,
+        busy_s=totals.busy_s,
     )
 
 

@@ -49,6 +49,8 @@ requests = st.builds(
     sampling=samplings,
     cache_salt=st.text(),
     reply_to=st.text(),
+    expected_cached_tokens=st.integers(0, 10**6),
+    lora=st.text(),
 )
 
 
@@ -85,6 +87,10 @@ def test_another_wire_version_is_refused_by_name(request: GenerateRequest, versi
     data = msgspec.msgpack.encode(msgspec.structs.replace(request, wire_version=version))
     with pytest.raises(ValueError, match=f"wire version {version}, this replica {WIRE_VERSION}"):
         decode_request(data)
+
+
+def test_the_version_is_where_earlier_releases_look_for_it() -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(GenerateRequest("id", "model", b"")))[6] == WIRE_VERSION
 
 
 @given(tokens=st.lists(token_ids, max_size=50))

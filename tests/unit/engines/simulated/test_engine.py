@@ -99,6 +99,8 @@ async def test_speed_scales_time() -> None:
     await asyncio.gather(read(slow, request_of()), read(fast, request_of()))
     assert slow.stats().step_s == pytest.approx(1e-3)
     assert fast.stats().step_s == pytest.approx(1e-5)
+    assert slow.stats().steps == fast.stats().steps > 1
+    assert slow.stats().busy_s == pytest.approx(100 * fast.stats().busy_s)
     await asyncio.gather(slow.stop(), fast.stop())
 
 

@@ -67,6 +67,7 @@ def test_runs_of_steps_are_the_same_as_single_steps(workload: list[Arrival], sch
         assert one == pytest.approx(other, rel=1e-9)
     assert fast_content == slow_content
     assert fast.steps == slow.steps
+    assert fast.busy_s == pytest.approx(slow.busy_s, rel=1e-9)
 
 
 def test_a_long_output_costs_a_few_calls() -> None:
@@ -79,5 +80,6 @@ def test_a_long_output_costs_a_few_calls() -> None:
     timeline.submit(sequence, 5.0)
     assert len(timeline.advance(math.inf)) == 2
     assert timeline.steps == 3000
+    assert timeline.busy_s == pytest.approx(sequence.finished_s - 5.0)
     assert len(latency.shapes) < 10
     assert sequence.finished_s > sequence.first_token_s > 5.0

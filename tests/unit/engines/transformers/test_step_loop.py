@@ -302,7 +302,8 @@ def test_warming_up_leaves_no_trace(loaded: LoadedModel) -> None:
         bench.steps.warm_up()
     bench.check()
     stats = bench.steps.stats()
-    assert stats == replace(stats, prompt_tokens=0, generated_tokens=0, cached_blocks=0, used_blocks=0, running=0)
+    none = {"prompt_tokens": 0, "generated_tokens": 0, "steps": 0, "busy_s": 0.0}
+    assert stats == replace(stats, cached_blocks=0, used_blocks=0, running=0, **none)
     assert not bench.mirror.parents
 
 
@@ -420,9 +421,10 @@ def test_what_the_engine_says_of_its_load(loaded: LoadedModel, tmp_path: Path) -
     assert bench.steps.stats().waiting == 3
     bench.tick()
     stats = bench.steps.stats()
-    assert (stats.running, stats.waiting) == (2, 1)
+    assert (stats.running, stats.waiting, stats.steps) == (2, 1, 1)
     assert stats.queued_prefill_tokens == 52
     bench.finish()
     stats = bench.steps.stats()
     assert (stats.prompt_tokens, stats.generated_tokens, stats.queued_prefill_tokens) == (62, 9, 0)
     assert stats.step_s > 0
+    assert stats.busy_s > stats.step_s

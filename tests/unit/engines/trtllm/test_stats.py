@@ -12,6 +12,7 @@ from serve.engines.trtllm.flights import Flight, Flights
 from serve.engines.trtllm.stats import (
     IterationRecord,
     OwnCounts,
+    StepTotals,
     engine_stats,
     read_record,
     retry_after_s,
@@ -56,7 +57,7 @@ def test_trap_2_6_nothing_in_a_record_can_break_the_reader(record: dict[str, Any
 
 @given(own=counts, record=records, batch=st.integers(1, 50), total=st.integers(1, 150), reusable=st.integers(0, 200))
 def test_stats_are_sane(own: OwnCounts, record: IterationRecord | None, batch: int, total: int, reusable: int) -> None:
-    stats = engine_stats(own, record, max_batch_size=batch, total_blocks=total, reusable_blocks=reusable)
+    stats = engine_stats(own, record, StepTotals(), max_batch_size=batch, total_blocks=total, reusable_blocks=reusable)
     assert stats.running + stats.waiting == own.submitted + own.streaming
     assert stats.waiting >= 0
     assert stats.running >= own.streaming - max(0, own.streaming - batch)
@@ -69,8 +70,9 @@ def test_stats_are_sane(own: OwnCounts, record: IterationRecord | None, batch: i
 
 def test_without_a_record_the_batch_is_filled_first() -> None:
     own = OwnCounts(submitted=5, streaming=3, blocks_at_most=20)
-    stats = engine_stats(own, None, max_batch_size=6, total_blocks=100, reusable_blocks=10)
+    stats = engine_stats(own, None, StepTotals(5, 0.5), max_batch_size=6, total_blocks=100, reusable_blocks=10)
     assert (stats.running, stats.waiting, stats.used_blocks, stats.cached_blocks) == (6, 2, 20, 10)
+    assert (stats.steps, stats.busy_s) == (5, 0.5)
 
 
 def test_the_library_knows_of_requests_that_have_no_blocks() -> None:
@@ -83,8 +85,44 @@ def test_the_library_knows_of_requests_that_have_no_blocks() -> None:
 
 def test_shared_blocks_are_counted_once_by_the_library() -> None:
     own = OwnCounts(streaming=4, blocks_at_most=80)
-    stats = engine_stats(own, IterationRecord(used_blocks=25), max_batch_size=8, total_blocks=100, reusable_blocks=0)
+    stats = engine_stats(
+        own, IterationRecord(used_blocks=25), StepTotals(), max_batch_size=8, total_blocks=100, reusable_blocks=0
+    )
     assert stats.used_blocks == 25
+
+
+def iterations(*numbers: int, latency_ms: float = 10.0) -> list[dict[str, Any]]:
+    return [{"iter": number, "iterLatencyMS": latency_ms} for number in numbers]
+
+
+def test_steps_are_counted_and_lost_ones_too() -> None:
+    totals = StepTotals().add(iterations(7, 8))
+    assert totals == StepTotals(2, 0.02, 8)
+    totals = totals.add(iterations(12, 13, latency_ms=20.0))
+    assert (totals.steps, totals.last) == (7, 13)
+    assert totals.busy_s == pytest.approx(0.02 + 5 * 0.02)
+
+
+@pytest.mark.parametrize("numbers", [(3, 4), (10**9, 10**9 + 1)])
+def test_a_step_number_that_jumps_is_not_believed(numbers: tuple[int, ...]) -> None:
+    totals = StepTotals(100, 1.0, 100).add(iterations(*numbers))
+    assert 102 <= totals.steps <= 120
+    assert totals.busy_s == pytest.approx(1.0 + (totals.steps - 100) * 0.01)
+    assert totals.last == numbers[-1]
+
+
+def test_steps_without_a_duration_are_unknown() -> None:
+    assert StepTotals().add([{"iter": 3}, {"iter": 4, "iterLatencyMS": None}]) == StepTotals()
+    assert StepTotals().add([{"iterLatencyMS": 5.0}] * 3).steps == 3
+
+
+@given(batches=st.lists(st.lists(st.dictionaries(st.sampled_from(["iter", "iterLatencyMS"]), json_like), max_size=4)))
+def test_totals_never_fall(batches: list[list[dict[str, Any]]]) -> None:
+    totals = StepTotals()
+    for batch in batches:
+        before, totals = totals, totals.add(batch)
+        assert totals.steps >= before.steps
+        assert totals.busy_s >= before.busy_s
 
 
 @pytest.mark.parametrize(("waiting", "expected"), [(0, 2.0), (8, 2.0), (32, 8.0), (10_000, 30.0)])
