@@ -46,6 +46,8 @@ class EngineStats:
         prompt_tokens, cached_prompt_tokens, generated_tokens: Totals since the start.
         steps: Total of steps in which something was computed; 0 if the engine does not count them.
         busy_s: Total duration of those steps.
+        computed_prompt_tokens: Total of prompt tokens computed in those steps; 0 if the engine does not count them.
+        computed_prompt_pairs: Total of (query, key) pairs of their causal attention; 0 if unknown.
     """
 
     running: int = 0
@@ -60,6 +62,8 @@ class EngineStats:
     generated_tokens: int = 0
     steps: int = 0
     busy_s: float = 0.0
+    computed_prompt_tokens: int = 0
+    computed_prompt_pairs: float = 0.0
 
 
 class Engine(Protocol):

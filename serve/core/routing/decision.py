@@ -66,6 +66,11 @@ class FleetView:
     def __len__(self) -> int:
         return len(self.replica_ids)
 
+    @property
+    def requests(self) -> Column:
+        """What each candidate has in hand: in the batch, waiting, or on the way."""
+        return self.running + self.waiting
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
@@ -85,6 +90,11 @@ class PrefixMatch:
     disk_blocks: Column
     prompt_blocks: int
     common_blocks: int = 0
+
+    @property
+    def credited_blocks(self) -> Column:
+        """Hit blocks, where every candidate counts as if it held the common ones: those earn nobody anything."""
+        return np.maximum(self.hit_blocks, float(self.common_blocks))
 
 
 @dataclass(frozen=True, slots=True)

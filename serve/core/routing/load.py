@@ -14,9 +14,10 @@ class LoadReport(msgspec.Struct, frozen=True, array_like=True):
         total_blocks: All there are.
         committed_blocks: What all accepted sequences would hold at their `max_tokens`, shared blocks counted each time.
         context_tokens: Prompt and output tokens of the sequences that have their first token.
-        prefilled_tokens: Total of prompt tokens that were computed, counted when a prompt is complete.
-        prefilled_pairs: Total of (query, key) pairs of their attention: a prompt of u computed tokens after s cached
-            ones has u * s + u * (u + 1) / 2.
+        prefilled_tokens: Total of prompt tokens that were computed, counted chunk by chunk: the engine's speed is
+            learned from what it did between two reports.
+        prefilled_pairs: Total of (query, key) pairs of their attention: a chunk of u tokens after s others has
+            u * s + u * (u + 1) / 2.
         generated_tokens: Total of output tokens.
         steps: Total of engine steps; 0 if the engine does not count them.
         busy_s: Total duration of those steps.

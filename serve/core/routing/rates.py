@@ -21,7 +21,7 @@ _FEATURES = 5
 _SCALE = np.array([2e4, 1e8, 50.0, 1e3, 1e7])
 _FORGET = 0.98  # weight of all that was seen before, for each second that the engine was busy
 _RIDGE = 1e-3
-_FIT_AFTER_S = 0.25  # busy seconds seen before the first fit
+_WINDOW_S = 0.25  # busy seconds that are looked at together: a report cuts steps, a window of many only the outer ones
 _REFIT_S = 1.0  # busy seconds between fits
 
 
@@ -60,6 +60,8 @@ class LearnedRates:
         self._prior = np.array(prior)
         self._gram = np.zeros((_FEATURES, _FEATURES))
         self._moment = np.zeros(_FEATURES)
+        self._window = [0.0] * _FEATURES
+        self._window_s = 0.0
         self._seen_s = 0.0
         self._fitted_s = 0.0
 
@@ -68,22 +70,25 @@ class LearnedRates:
         busy_s, steps = after.busy_s - before.busy_s, after.steps - before.steps
         if busy_s <= 0.0 or steps <= 0:
             return
-        done = np.array(
-            [
-                after.prefilled_tokens - before.prefilled_tokens,
-                after.prefilled_pairs - before.prefilled_pairs,
-                steps,
-                after.generated_tokens - before.generated_tokens,
-                steps * 0.5 * (before.context_tokens + after.context_tokens),
-            ]
-        )
-        row = done / _SCALE
+        window = self._window
+        window[0] += after.prefilled_tokens - before.prefilled_tokens
+        window[1] += after.prefilled_pairs - before.prefilled_pairs
+        window[2] += steps
+        window[3] += after.generated_tokens - before.generated_tokens
+        window[4] += steps * 0.5 * (before.context_tokens + after.context_tokens)
+        self._window_s += busy_s
+        if self._window_s >= _WINDOW_S:
+            self._take_window()
+
+    def _take_window(self) -> None:
+        busy_s, row = self._window_s, np.array(self._window) / _SCALE
+        self._window, self._window_s = [0.0] * _FEATURES, 0.0
         keep = _FORGET**busy_s
         # Divided by the time: the error of a long interval is larger than that of a short one.
         self._gram = keep * self._gram + np.outer(row, row) / busy_s
         self._moment = keep * self._moment + row
         self._seen_s += busy_s
-        if self._seen_s - self._fitted_s >= (_REFIT_S if self.known else _FIT_AFTER_S):
+        if not self.known or self._seen_s - self._fitted_s >= _REFIT_S:
             self._fit()
 
     def _fit(self) -> None:

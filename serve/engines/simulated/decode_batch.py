@@ -19,10 +19,14 @@ class DecodeBatch(Generic[SequenceT]):
 
     Args:
         tokens_per_block: > 0.
+
+    Attributes:
+        total_tokens: Output tokens of all sequences there ever were.
     """
 
     def __init__(self, tokens_per_block: int) -> None:
         self.sequences: dict[SequenceT, None] = {}
+        self.total_tokens = 0
         self.context_tokens = 0  # whose keys and values they will read in their next step, summed over them
         self._size = tokens_per_block
         self._count = 0
@@ -36,6 +40,7 @@ class DecodeBatch(Generic[SequenceT]):
         """Add a sequence whose prompt has just been completed, which yields its next token."""
         if sequence.output_tokens:
             sequence.produced_tokens += 1
+            self.total_tokens += 1
         sequence.state = SequenceState.DECODE
         sequence.entered = self._count
         self.sequences[sequence] = None
@@ -69,11 +74,13 @@ class DecodeBatch(Generic[SequenceT]):
         """Give each sequence a token. Returns those that filled a block by it."""
         self._count += 1
         self.context_tokens += len(self.sequences)
+        self.total_tokens += len(self.sequences)
         return list(self._phases.get(self._count % self._size, ()))
 
     def steps(self, steps: int) -> Iterator[list[SequenceT]]:
         """Give each sequence `steps` tokens. Yields, in between, those that fill a block; none may end or leave."""
         start, end, size = self._count, self._count + steps, len(self.sequences)
+        self.total_tokens += steps * size
         offsets = sorted((phase - start - 1) % self._size + 1 for phase in self._phases)
         while start < end:
             for count in [start + offset for offset in offsets]:

@@ -128,6 +128,8 @@ class SimulatedEngine:
             generated_tokens=self._generated,
             steps=self._steps,
             busy_s=self._busy_s,
+            computed_prompt_tokens=scheduler.computed_prompt_tokens,
+            computed_prompt_pairs=scheduler.computed_prompt_pairs,
         )
 
     def kv_events(self) -> AsyncGenerator[KvEventBatch, None]:

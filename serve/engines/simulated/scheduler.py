@@ -43,6 +43,8 @@ class Scheduler(Generic[SequenceT]):
         prefilling, decoding: The batch.
         queued_prefill_tokens: Prompt tokens accepted, and neither computed nor found in the cache yet.
         prompt_tokens, cached_prompt_tokens: Totals over all sequences that were admitted.
+        computed_prompt_tokens, computed_prompt_pairs: Totals of prompt tokens computed, and of the (query, key) pairs
+            of their attention, by the steps that are complete.
         in_step: Whether a step was begun and not completed.
         blocked: Whether the first waiting sequence was found not to fit, and nothing has been freed since.
     """
@@ -57,7 +59,10 @@ class Scheduler(Generic[SequenceT]):
         self.queued_prefill_tokens = 0
         self.prompt_tokens = 0
         self.cached_prompt_tokens = 0
+        self.computed_prompt_tokens = 0
+        self.computed_prompt_pairs = 0.0
         self.preemptions = 0
+        self._shape = StepShape()
         self._pledged_blocks = 0
         self._submitted = 0
         self._started = 0
@@ -132,6 +137,7 @@ class Scheduler(Generic[SequenceT]):
         if shape is None:
             return None
         self.in_step = True
+        self._shape = shape
         return self.latency.step_s(shape)
 
     def complete(self, now_s: float) -> StepResult[SequenceT]:
@@ -145,6 +151,8 @@ class Scheduler(Generic[SequenceT]):
                 self._finish(sequence, now_s, result)
             self._grow_decoded(filled)  # those that ended have made room
         if self._chunks:
+            self.computed_prompt_tokens += self._shape.prefill_tokens
+            self.computed_prompt_pairs += self._shape.prefill_pairs
             chunks, self._chunks = self._chunks, []
             for sequence, tokens in chunks:
                 if sequence.state is SequenceState.PREFILL:  # not cancelled or preempted meanwhile

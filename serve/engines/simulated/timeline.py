@@ -54,6 +54,11 @@ class Timeline(Generic[SequenceT]):
         """When a prompt, a sequence or a chunk ends next, if nothing is submitted before; inf: never."""
         return self._end_s
 
+    @property
+    def decode_run(self) -> tuple[float, DecodeRun] | None:
+        """When the present run of uniform decode steps began, and its course; None: there is none."""
+        return None if self._run is None else (self._boundary_s, self._run)
+
     def submit(self, sequence: SequenceT, now_s: float) -> None:
         """Let a sequence arrive. `now_s` is not before any other call's, and not after `next_s`.
 
