@@ -50,6 +50,7 @@ class Reservation(NamedTuple):
         prefill_tokens: Prompt tokens that it will compute there.
         new_blocks: KV blocks that its prompt takes there and that are not there yet.
         committed_blocks: KV blocks at its end.
+        work_s: Engine time that it was counted with, for the balance.
     """
 
     row: int
@@ -57,6 +58,7 @@ class Reservation(NamedTuple):
     prefill_tokens: int
     new_blocks: int
     committed_blocks: int
+    work_s: float = 0.0
 
 
 class _Replica:
@@ -155,7 +157,7 @@ class Fleet:
         """Count a request as on its way. `work_s`: engine time that it will take, for the balance."""
         self.release(route_id)
         replica = self._replicas[replica_id]
-        replica.reserved[route_id] = reservation
+        replica.reserved[route_id] = reservation._replace(work_s=work_s)
         self._reserved_at[route_id] = replica
         self._count(reservation, 1)
         self._decay_assigned(reservation.made_s)
@@ -173,6 +175,14 @@ class Fleet:
         replica = self._reserved_at.pop(route_id, None)
         if replica is not None:
             self._count(replica.reserved.pop(route_id), -1)
+
+    def recall(self, route_id: int) -> None:
+        """A request that is on its way comes back to be routed again: its work counts nowhere."""
+        replica = self._reserved_at.get(route_id)
+        if replica is not None:
+            assigned = self._table[_ASSIGNED]
+            assigned[replica.row] = max(0.0, assigned[replica.row] - replica.reserved[route_id].work_s)
+            self.release(route_id)
 
     # The view
 

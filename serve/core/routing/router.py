@@ -34,6 +34,7 @@ class Router:
         self.fleet = Fleet(tokens_per_block)
         self._common = CommonPrefix()
         self._rng = random.Random(seed)
+        self._recalled: set[int] = set()
 
     # Membership and news
 
@@ -66,7 +67,10 @@ class Router:
         return decide(self.policy, request, view, self._match(request, view), self._rng)
 
     def commit(self, request: RouteRequest, decision: Decision, now_s: float, replica_id: str | None = None) -> None:
-        """Count a request as on its way to the first choice, or to `replica_id`."""
+        """Count a request as on its way to the first choice, or to `replica_id`.
+
+        Call it as soon as the choice is made, so that the next request sees it; and after `recall`, again.
+        """
         chosen = decision.replica_id if replica_id is None else replica_id
         number = decision.view.replica_ids.index(chosen)
         size = self.tokens_per_block
@@ -77,10 +81,18 @@ class Router:
         reservation = Reservation(row, now_s, computed, decision.match.prompt_blocks - hit, total)
         work_s = computed * float(decision.view.prefill_token_s[number])
         self.fleet.reserve(request.route_id, chosen, reservation, work_s)
-        self._common.add(request.hashes)
+        if request.route_id not in self._recalled:
+            self._common.add(request.hashes)
+        self._recalled.discard(request.route_id)
+
+    def recall(self, route_id: int) -> None:
+        """Take `commit` back: the request was refused, or nobody had room, and will be routed again at once."""
+        self.fleet.recall(route_id)
+        self._recalled.add(route_id)
 
     def settle(self, route_id: int) -> None:
         """A request has its first token, has ended, or never reached its replica: reports cover it from now on."""
+        self._recalled.discard(route_id)
         self.fleet.release(route_id)
 
     def expected_hit_tokens(self, decision: Decision, replica_id: str) -> int:
