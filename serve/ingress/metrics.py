@@ -4,10 +4,8 @@ A recorded value costs a fraction of a microsecond: numbers are plain attributes
 Prometheus' form only when someone asks.
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -22,29 +20,8 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from serve import telemetry
+from serve.core.histogram import Histogram
 from serve.telemetry import Metric
-
-
-class Histogram:
-    """Values by size."""
-
-    __slots__ = ("_bounds", "_counts", "_sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        """Make an empty one; `bounds` ascend."""
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float, times: int = 1) -> None:
-        """Count a value, in the metric's unit."""
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
-
-    def cumulated(self) -> tuple[list[tuple[str, float]], float]:
-        """Return (upper bound, values up to it) for each bucket, and the sum of all values."""
-        bounds = [*map(str, self._bounds), "+Inf"]
-        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True)), self._sum
 
 
 class ModelMetrics:
