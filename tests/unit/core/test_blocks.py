@@ -1,11 +1,14 @@
 """Chained block hashes: equal for equal prefixes, however they are computed, and for nothing else."""
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.core.blocks import ROOT, block_hashes, chain_seed
+from serve.core.blocks import ROOT, _coefficients, block_hashes, chain_seed
 
 tokens = st.lists(st.integers(0, 2**32 - 1), max_size=80)
 sizes = st.integers(1, 17)
@@ -61,10 +64,72 @@ def test_order_within_a_block_counts(token_ids: list[int], size: int) -> None:
     assert equal == (turned == token_ids)
 
 
-def test_no_collision_among_all_small_blocks() -> None:
-    grid = np.indices((40, 40, 40)).reshape(3, -1).T.astype(np.uint32)
-    hashes = {int(block_hashes(row, 3)[0]) for row in grid[::7]}
-    assert len(hashes) == len(grid[::7])
+def test_coefficients_allow_no_collision_by_one_token_or_by_an_exchange() -> None:
+    numbers = _coefficients(1024)
+    assert (numbers & np.uint64(1)).all()
+    low = np.sort(numbers & np.uint64(2**32 - 1))
+    assert (np.diff(low) > 0).all()
+    assert numbers[:16].tolist() == _coefficients(16).tolist()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=64), st.data())
+def test_an_exchange_of_two_tokens_counts(token_ids: list[int], data: st.DataObject) -> None:
+    one, other = (data.draw(st.integers(0, len(token_ids) - 1)) for _ in range(2))
+    turned = list(token_ids)
+    turned[one], turned[other] = turned[other], turned[one]
+    equal = block_hashes(token_ids, len(token_ids)).tolist() == block_hashes(turned, len(token_ids)).tolist()
+    assert equal == (turned == token_ids)
+
+
+def low_entropy(rng: np.random.Generator) -> npt.NDArray[np.uint32]:
+    """Blocks of few different tokens, far apart and with many trailing zeros."""
+    return rng.choice(np.array([0, 1, 2**16, 2**31], dtype=np.uint32), size=(200_000, 32))
+
+
+def counters(rng: np.random.Generator) -> npt.NDArray[np.uint32]:
+    """Blocks that are alike but for two tokens, which count."""
+    blocks = np.tile(rng.integers(0, 128_000, 32, dtype=np.uint32), (200_000, 1))
+    blocks[:, 3], blocks[:, 20] = np.divmod(np.arange(200_000, dtype=np.uint32), np.uint32(500))
+    return blocks
+
+
+def equal_sums(rng: np.random.Generator) -> npt.NDArray[np.uint32]:
+    """Orders of the same tokens."""
+    return rng.permuted(np.tile(np.arange(0, 32, dtype=np.uint32), (200_000, 1)), axis=1)
+
+
+def shifted(rng: np.random.Generator) -> npt.NDArray[np.uint32]:
+    """Arithmetic sequences: each block is another one plus a constant."""
+    starts = np.arange(200_000, dtype=np.uint32)
+    return np.asarray(starts[:, None] + np.arange(0, 3200, 100, dtype=np.uint32), dtype=np.uint32)
+
+
+@pytest.mark.parametrize("make", [low_entropy, counters, equal_sums, shifted])
+def test_structured_blocks_do_not_collide(make: Callable[[np.random.Generator], npt.NDArray[np.uint32]]) -> None:
+    blocks = np.unique(make(np.random.default_rng(0)), axis=0)
+    chained = block_hashes(blocks.reshape(-1), 32)  # all of them as one prompt: no prefix may equal another
+    assert len(np.unique(chained)) == len(blocks)
+    size = 1000  # each of them after the same parent
+    alone = [block_hashes(block, 32, parent=7) for block in blocks[:size]]
+    assert len(np.unique(np.concatenate(alone))) == size
+
+
+def test_moving_a_difference_to_another_block_counts() -> None:
+    # A chain that were linear in the tokens would give pairs of blocks the same hash for many such moves.
+    pairs = np.zeros((300, 300, 4), dtype=np.uint32)
+    pairs[:, :, 1], pairs[:, :, 3] = np.indices((300, 300))
+    hashes = [block_hashes(row.reshape(-1), 2)[1::2] for row in pairs.transpose(1, 0, 2)]
+    firsts = [block_hashes(pair, 2)[1] for pair in pairs.reshape(-1, 4)[::9]]
+    assert len(np.unique(np.concatenate(hashes))) == 300 * 300
+    assert len(set(firsts)) == len(firsts)
+
+
+def test_bits_are_evenly_used() -> None:
+    hashes = block_hashes(np.arange(2 * 40_000, dtype=np.uint32), 2)
+    for shift in range(0, 64, 8):
+        counts = np.bincount(((hashes >> np.uint64(shift)) & np.uint64(255)).astype(np.int64), minlength=256)
+        chi_square = float(((counts - counts.mean()) ** 2).sum() / counts.mean())
+        assert chi_square < 370  # 255 degrees of freedom: exceeded by one even distribution in 300,000
 
 
 def test_salt_and_lora_separate_chains() -> None:
@@ -79,7 +144,7 @@ def test_hashes_are_the_same_in_every_release() -> None:
     # Gateways and replicas of different releases talk to each other during a rolling update.
     assert ROOT == 0x4882EAD1CDD9F694
     assert chain_seed("salt", "lora") == 0x59AD2A8A3956532B
-    expected = [0xF5A07F9CF426F0C3, 0xFF7DCC309BA19A3B, 0xE4CF600DF10B678B]
+    expected = [0x124F7A85DDED4C9D, 0xB8E64D23401DD862, 0xFA59183C96FF0FDB]
     assert block_hashes([1, 2, 3, 4, 5, 6], 2).tolist() == expected
 
 
