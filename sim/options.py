@@ -1,0 +1,27 @@
+"""SimOptions: what surrounds the engines in a simulation."""
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from serve.core.strict_model import StrictModel
+
+
+class SimOptions(StrictModel):
+    """Gateways, network and clients of a simulated fleet."""
+
+    gateways: PositiveInt = Field(default=1, description="Gateway processes, among which the arrivals are drawn.")
+    delay_s: NonNegativeFloat = Field(default=0.5e-3, description="Of every message between gateway and replica.")
+    publish_interval_s: PositiveFloat = Field(
+        default=0.025, description="A replica tells of changes not more often than once in this time."
+    )
+    progress_interval_s: PositiveFloat = Field(
+        default=0.25,
+        description="What nothing but decoding has changed is told not more often than once in this time. Production "
+        "tells it every publish_interval_s; for the load of a replica the difference is a few tokens.",
+    )
+    max_tokens: PositiveInt | None = Field(
+        default=None,
+        description="Output limit that clients name if the trace has none. None: the trace's longest output.",
+    )
+    max_attempts: PositiveInt = Field(default=8, description="Replicas that are asked before a request is refused.")
+    max_index_blocks: PositiveInt = Field(default=4_000_000, description="Cap of each gateway's prefix index.")
+    seed: NonNegativeInt = Field(default=0, description="Of what is drawn at random.")

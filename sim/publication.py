@@ -1,0 +1,67 @@
+"""Publication: one message of a replica, with its load and what changed in its cache since the message before."""
+
+from serve.core.kv_events import KvEvent
+from serve.core.routing.load import LoadReport
+from serve.engines.simulated.latency import DecodeRun
+
+
+class Publication:
+    """What a replica sends at `at_s`. Until then the engine's further events go into it, too.
+
+    What only decoding changes (context, output, steps) goes on between the engine's events without any work here: a
+    publication can be asked what a later one would say, as long as the engine has no other event.
+
+    Attributes:
+        replica: Number of the replica.
+        at_s: When it is sent.
+        events: Changes of the cache.
+        accepted: Route ids.
+        load: After the engine's latest event.
+        is_sent: Whether somebody has it: nothing can be added.
+    """
+
+    __slots__ = ("_run", "accepted", "at_s", "events", "is_sent", "load", "replica")
+
+    def __init__(self, replica: int, at_s: float) -> None:
+        self.replica = replica
+        self.at_s = at_s
+        self.is_sent = False
+        self.events: list[KvEvent] = []
+        self.accepted: list[int] = []
+        self.load = LoadReport()
+        self._run: tuple[float, DecodeRun] | None = None
+
+    def show(self, load: LoadReport, run: tuple[float, DecodeRun] | None) -> None:
+        """Let it say what is so after the engine's latest event, and which run of decode steps has begun, and when."""
+        self.load, self._run = load, run
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether later reports differ by what is decoded meanwhile."""
+        return self._run is not None
+
+    def report(self, at_s: float, accepted: tuple[int, ...] = ()) -> LoadReport:
+        """Return the report of `at_s`."""
+        load = self.load
+        steps, busy_s = 0, 0.0
+        if self._run is not None:
+            began_s, run = self._run
+            steps = run.steps_within(max(0.0, at_s - began_s))
+            busy_s = run.duration_s(steps)
+        tokens = steps * load.running
+        return LoadReport(
+            load.running,
+            load.waiting,
+            load.queued_prefill_tokens,
+            load.used_blocks,
+            load.total_blocks,
+            load.committed_blocks,
+            load.context_tokens + tokens,
+            load.prefilled_tokens,
+            load.prefilled_pairs,
+            load.generated_tokens + tokens,
+            load.steps + steps,
+            load.busy_s + busy_s,
+            load.released_blocks,
+            accepted,
+        )
