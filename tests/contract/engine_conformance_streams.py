@@ -137,9 +137,17 @@ class StreamConformance:
         for one, other in itertools.pairwise((*seen, after)):
             assert one.steps <= other.steps
             assert one.busy_s <= other.busy_s
+            assert one.computed_prompt_tokens <= other.computed_prompt_tokens
+            assert one.computed_prompt_pairs <= other.computed_prompt_pairs
         # Of the steps an engine may tell late.
         await probe.until(lambda: probe.engine.stats().steps > before.steps, "counting its steps")
-        assert probe.engine.stats().busy_s > before.busy_s
+        computed = sum(10 + 40 * i - result.prefill.cached_tokens for i, result in enumerate(results))
+        await probe.until(
+            lambda: probe.engine.stats().computed_prompt_tokens - before.computed_prompt_tokens == computed,
+            f"counting the {computed} prompt tokens that it computed",
+        )
+        counted = probe.engine.stats()
+        assert counted.busy_s > before.busy_s or counted.step_s == 0.0  # a simulated one may take no time
 
     async def test_emission_times_are_of_this_hosts_monotonic_clock(self, probe: EngineProbe) -> None:
         start = time.monotonic()

@@ -33,6 +33,8 @@ class _Totals:
     generated_tokens: int = 0
     steps: int = 0
     busy_s: float = 0.0
+    computed_prompt_tokens: int = 0
+    computed_prompt_pairs: float = 0.0
 
 
 class StepLoop:
@@ -132,8 +134,8 @@ class StepLoop:
     def tick(self) -> list[Delivery]:
         """Compute one step of the batch, and one chunk of the prompt that is being scored."""
         deliveries: list[Delivery] = []
+        self._score(deliveries)
         began_s = time.monotonic()
-        computed = self._score(deliveries)
         self._begin(deliveries)
         started_s = time.monotonic()
         try:
@@ -145,10 +147,8 @@ class StepLoop:
                 self._emit(deliveries)
                 self._step_s = time.monotonic() - started_s
                 self._oom_steps = 0
-                computed = True
-        if computed:
-            self._totals.steps += 1
-            self._totals.busy_s += time.monotonic() - began_s
+                self._totals.steps += 1
+                self._totals.busy_s += time.monotonic() - began_s
         self._kv_ledger.record(self._batcher.events.drain(self._batcher.ledger.shared.changes))
         return deliveries
 
@@ -170,6 +170,8 @@ class StepLoop:
             generated_tokens=self._totals.generated_tokens,
             steps=self._totals.steps,
             busy_s=self._totals.busy_s,
+            computed_prompt_tokens=self._totals.computed_prompt_tokens,
+            computed_prompt_pairs=self._totals.computed_prompt_pairs,
         )
 
     def cache_content(self) -> frozenset[int]:
@@ -191,10 +193,9 @@ class StepLoop:
         self._totals = _Totals()
         self._last_begin_s, self._begin_interval_s = None, 0.0
 
-    def _score(self, deliveries: list[Delivery]) -> bool:
-        """Score a chunk of a prompt; return whether there was one."""
+    def _score(self, deliveries: list[Delivery]) -> None:
         if not self._scoring:
-            return False
+            return
         generation, scoring = self._scoring[0]
         generation.begun_s = generation.begun_s or time.monotonic()
         try:
@@ -205,11 +206,10 @@ class StepLoop:
             _log.error("scoring a prompt of %d tokens ran out of memory: %s", generation.request.prompt_tokens, exc)
             self._scoring.popleft()
             deliveries.append((generation.stream, out_of_memory()))
-            return True
+            return
         if generation.prompt_logprobs is not None:
             self._scoring.popleft()
             self._waiting.append(generation)
-        return True
 
     def _begin(self, deliveries: list[Delivery]) -> None:
         """Move sequences from the queue into the batch, in order, as far as there is room."""
@@ -272,6 +272,7 @@ class StepLoop:
         now_s = time.monotonic()
         for name, tokens in batch:
             generation = self._running[name]
+            self._count_prefill(generation, tokens)
             generation.computed_tokens += tokens
             if not generation.was_scheduled:
                 generation.was_scheduled = True
@@ -282,6 +283,13 @@ class StepLoop:
                     interval_s = now_s - self._last_begin_s
                     self._begin_interval_s += 0.1 * (interval_s - self._begin_interval_s)
                 self._last_begin_s = now_s
+
+    def _count_prefill(self, generation: Generation, tokens: int) -> None:
+        done = generation.cached_tokens + generation.computed_tokens
+        chunk = min(tokens, generation.request.prompt_tokens - done)
+        if chunk > 0 and not generation.num_output:
+            self._totals.computed_prompt_tokens += chunk
+            self._totals.computed_prompt_pairs += chunk * done + chunk * (chunk + 1) * 0.5
 
     def _choose(self, logits: torch.Tensor, names: list[str]) -> list[int]:
         samples = sample(logits, [self._running[name].row for name in names])

@@ -26,6 +26,7 @@ class IterationRecord:
         step_s: Its duration.
         active: Requests the executor knows, waiting ones included.
         queued: Requests that have no place yet.
+        prefill_tokens: Prompt tokens that it computed.
         used_blocks, total_blocks: KV blocks on the GPU; blocks kept for reuse alone count as free.
     """
 
@@ -34,6 +35,7 @@ class IterationRecord:
     queued: int | None = None
     used_blocks: int | None = None
     total_blocks: int | None = None
+    prefill_tokens: int = 0
 
 
 class StepTotals(NamedTuple):
@@ -43,11 +45,13 @@ class StepTotals(NamedTuple):
     numbers of the others say how many; each of them counts as long as the mean of those that were read with it.
 
     Attributes:
+        prefill_tokens: Prompt tokens that they computed.
         last: Number of the last step; None before the first.
     """
 
     steps: int = 0
     busy_s: float = 0.0
+    prefill_tokens: int = 0
     last: int | None = None
 
     def add(self, records: Sequence[Mapping[str, Any]]) -> "StepTotals":
@@ -55,11 +59,17 @@ class StepTotals(NamedTuple):
         timed = [record for record in records if (_number(record, "iterLatencyMS") or 0.0) > 0.0]
         if not timed:
             return self
-        mean_s = sum(read_record(record).step_s for record in timed) / len(timed)
+        read = [read_record(record) for record in timed]
         number, steps = _count(timed[-1], "iter"), len(timed)
         if number is not None and self.last is not None:
             steps = min(max(steps, number - self.last), _MAX_LOST_FACTOR * steps)
-        return StepTotals(self.steps + steps, self.busy_s + steps * mean_s, self.last if number is None else number)
+        share = steps / len(timed)
+        return StepTotals(
+            steps=self.steps + steps,
+            busy_s=self.busy_s + share * sum(record.step_s for record in read),
+            prefill_tokens=self.prefill_tokens + round(share * sum(record.prefill_tokens for record in read)),
+            last=self.last if number is None else number,
+        )
 
 
 @dataclass(frozen=True)
@@ -87,12 +97,15 @@ def read_record(record: Mapping[str, Any]) -> IterationRecord:
     """Read one record; whatever is missing or of another type is left out."""
     kv = record.get("kvCacheStats")
     kv = kv if isinstance(kv, Mapping) else {}
+    batch = record.get("inflightBatchingStats")
+    batch = batch if isinstance(batch, Mapping) else {}
     return IterationRecord(
         step_s=max(0.0, (_number(record, "iterLatencyMS") or 0.0) / 1000),
         active=_count(record, "numActiveRequests"),
         queued=_count(record, "numQueuedRequests"),
         used_blocks=_count(kv, "usedNumBlocks"),
         total_blocks=_count(kv, "maxNumBlocks"),
+        prefill_tokens=_count(batch, "numCtxTokens") or 0,
     )
 
 
@@ -146,6 +159,7 @@ def engine_stats(
         generated_tokens=own.generated_tokens,
         steps=totals.steps,
         busy_s=totals.busy_s,
+        computed_prompt_tokens=totals.prefill_tokens,
     )
 
 

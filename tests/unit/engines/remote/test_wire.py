@@ -58,7 +58,18 @@ batches = st.builds(
 )
 counts = st.integers(0, 2**50)
 statistics = st.builds(
-    EngineStats, counts, counts, counts, counts, counts, counts, st.floats(0, 1e9), *[counts] * 4, st.floats(0, 1e9)
+    EngineStats,
+    counts,
+    counts,
+    counts,
+    counts,
+    counts,
+    counts,
+    st.floats(0, 1e9),
+    *[counts] * 4,
+    st.floats(0, 1e9),
+    counts,
+    st.floats(0, 1e18),
 )
 requests = st.builds(
     GenerateRequest,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from serve.core.blocks import block_hashes, chain_seed
 from serve.core.kv_events import KvLedger, KvRemoved, KvStored
 from serve.core.request import FinishReason, GenerateRequest, SamplingParams, TokenDelta, pack_tokens
+from serve.engines.protocol import EngineStats
 from serve.engines.transformers.generation import Generation
 from serve.engines.transformers.loading import LoadedModel, load_model
 from serve.engines.transformers.settings import TransformersSettings
@@ -302,8 +303,7 @@ def test_warming_up_leaves_no_trace(loaded: LoadedModel) -> None:
         bench.steps.warm_up()
     bench.check()
     stats = bench.steps.stats()
-    none = {"prompt_tokens": 0, "generated_tokens": 0, "steps": 0, "busy_s": 0.0}
-    assert stats == replace(stats, cached_blocks=0, used_blocks=0, running=0, **none)
+    assert stats == EngineStats(total_blocks=stats.total_blocks, step_s=stats.step_s)
     assert not bench.mirror.parents
 
 
@@ -426,5 +426,7 @@ def test_what_the_engine_says_of_its_load(loaded: LoadedModel, tmp_path: Path) -
     bench.finish()
     stats = bench.steps.stats()
     assert (stats.prompt_tokens, stats.generated_tokens, stats.queued_prefill_tokens) == (62, 9, 0)
+    assert stats.computed_prompt_tokens == 62
+    assert stats.computed_prompt_pairs == sum(tokens * (tokens + 1) / 2 for tokens in (12, 30, 20))
     assert stats.step_s > 0
     assert stats.busy_s > stats.step_s

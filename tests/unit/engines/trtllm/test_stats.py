@@ -41,12 +41,15 @@ def test_a_record_of_the_library() -> None:
         "kvCacheStats": {"maxNumBlocks": 100, "freeNumBlocks": 60, "usedNumBlocks": 40, "tokensPerBlock": 32},
         "inflightBatchingStats": {"numCtxTokens": 3},
     }
-    assert read_record(record) == IterationRecord(0.0125, 7, 2, 40, 100)
+    assert read_record(record) == IterationRecord(0.0125, 7, 2, 40, 100, 3)
 
 
 @given(
     record=st.fixed_dictionaries(
-        {}, optional=dict.fromkeys(("iterLatencyMS", "numQueuedRequests", "kvCacheStats"), json_like)
+        {},
+        optional=dict.fromkeys(
+            ("iterLatencyMS", "numQueuedRequests", "kvCacheStats", "inflightBatchingStats"), json_like
+        ),
     )
 )
 def test_trap_2_6_nothing_in_a_record_can_break_the_reader(record: dict[str, Any]) -> None:
@@ -70,9 +73,9 @@ def test_stats_are_sane(own: OwnCounts, record: IterationRecord | None, batch: i
 
 def test_without_a_record_the_batch_is_filled_first() -> None:
     own = OwnCounts(submitted=5, streaming=3, blocks_at_most=20)
-    stats = engine_stats(own, None, StepTotals(5, 0.5), max_batch_size=6, total_blocks=100, reusable_blocks=10)
+    stats = engine_stats(own, None, StepTotals(5, 0.5, 70), max_batch_size=6, total_blocks=100, reusable_blocks=10)
     assert (stats.running, stats.waiting, stats.used_blocks, stats.cached_blocks) == (6, 2, 20, 10)
-    assert (stats.steps, stats.busy_s) == (5, 0.5)
+    assert (stats.steps, stats.busy_s, stats.computed_prompt_tokens) == (5, 0.5, 70)
 
 
 def test_the_library_knows_of_requests_that_have_no_blocks() -> None:
@@ -92,20 +95,21 @@ def test_shared_blocks_are_counted_once_by_the_library() -> None:
 
 
 def iterations(*numbers: int, latency_ms: float = 10.0) -> list[dict[str, Any]]:
-    return [{"iter": number, "iterLatencyMS": latency_ms} for number in numbers]
+    batch = {"numCtxTokens": 30}
+    return [{"iter": number, "iterLatencyMS": latency_ms, "inflightBatchingStats": batch} for number in numbers]
 
 
 def test_steps_are_counted_and_lost_ones_too() -> None:
     totals = StepTotals().add(iterations(7, 8))
-    assert totals == StepTotals(2, 0.02, 8)
+    assert totals == StepTotals(2, 0.02, 60, 8)
     totals = totals.add(iterations(12, 13, latency_ms=20.0))
-    assert (totals.steps, totals.last) == (7, 13)
+    assert (totals.steps, totals.prefill_tokens, totals.last) == (7, 60 + 5 * 30, 13)
     assert totals.busy_s == pytest.approx(0.02 + 5 * 0.02)
 
 
 @pytest.mark.parametrize("numbers", [(3, 4), (10**9, 10**9 + 1)])
 def test_a_step_number_that_jumps_is_not_believed(numbers: tuple[int, ...]) -> None:
-    totals = StepTotals(100, 1.0, 100).add(iterations(*numbers))
+    totals = StepTotals(100, 1.0, 0, 100).add(iterations(*numbers))
     assert 102 <= totals.steps <= 120
     assert totals.busy_s == pytest.approx(1.0 + (totals.steps - 100) * 0.01)
     assert totals.last == numbers[-1]
