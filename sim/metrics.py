@@ -117,7 +117,9 @@ def summarize(
         goodput_per_s=_ratio(met, arrivals_s or duration_s),
         goodput_share=_ratio(met, len(served)),
         spread_requests=spread(np.bincount(outcome.replica[served], minlength=replicas).astype(np.float64)),
-        spread_prefill=spread(np.bincount(outcome.replica[served], weights=computed, minlength=replicas)),
+        spread_prefill=spread(
+            np.bincount(outcome.replica[served], weights=computed, minlength=replicas).astype(np.float64)
+        ),
         spread_busy=spread(outcome.busy_s),
         utilisation=_ratio(float(outcome.busy_s.mean()), duration_s),
         requests_per_s=_ratio(int(served.sum()), duration_s),

@@ -170,10 +170,13 @@ class _Simulation:
         self._push_engine(replica)
 
     def _refused(self, attempt: "_Attempt", now_s: float) -> None:
-        self._gateways[self._gateway_of[attempt.number]].router.settle(attempt.number)
+        router = self._gateways[self._gateway_of[attempt.number]].router
         retried = attempt.retried | {attempt.replica.name}
-        if len(retried) < min(len(self._replicas), self._options.max_attempts):
-            self._route(attempt.number, now_s, retried)
+        if len(retried) >= min(len(self._replicas), self._options.max_attempts):
+            router.settle(attempt.number)
+            return
+        router.recall(attempt.number)
+        self._route(attempt.number, now_s, retried)
 
     # Engines
 

@@ -4,7 +4,7 @@ import gzip
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from serve.errors import ConfigError
 
@@ -33,7 +33,7 @@ def numbered_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, 
         raise TraceError(f"{path}: cannot be read: {reason}; give a file, plain or packed as .xz or .gz") from None
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> BinaryIO | gzip.GzipFile | lzma.LZMAFile:
     if path.suffix == ".xz":
         return lzma.open(path)
     if path.suffix == ".gz":

@@ -1,4 +1,4 @@
-"""SimRequest: one request of a workload, in tokens and block hashes; and what can be done to a workload."""
+"""SimRequest and Workload: requests in tokens and block hashes, in the order of their arrival."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ class SimRequest:
         output_hashes: Hashes of the blocks that the output completes, the prompt's chain continued; empty if nobody
             will ever ask for them.
         session, tenant, lora: As in `RouteRequest`.
+        measured_ttft_s, measured_duration_s: What a log says of it; 0: unknown.
     """
 
     arrival_s: float
@@ -28,11 +29,13 @@ class SimRequest:
     session: str = ""
     tenant: str = ""
     lora: str = ""
+    measured_ttft_s: float = 0.0
+    measured_duration_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in the order of their arrival.
+    """Requests.
 
     Attributes:
         name: For reports.
@@ -60,6 +63,18 @@ class Workload:
         """Return the first `count` requests."""
         return self if count is None else replace(self, requests=self.requests[:count])
 
+    def coarser(self, tokens_per_block: int) -> "Workload":
+        """Return the same requests with larger blocks. A chained hash of a block stands for all before it, too.
+
+        Args:
+            tokens_per_block: A multiple of the present size.
+        """
+        factor = tokens_per_block // self.tokens_per_block
+        if factor == 1:
+            return self
+        requests = tuple(_coarser(request, factor) for request in self.requests)
+        return replace(self, requests=requests, tokens_per_block=tokens_per_block)
+
 
 def make_workload(name: str, requests: Iterable[SimRequest], tokens_per_block: int) -> Workload:
     """Put requests in order, and let the first arrive at 0."""
@@ -68,3 +83,10 @@ def make_workload(name: str, requests: Iterable[SimRequest], tokens_per_block: i
     if start_s:
         ordered = [replace(request, arrival_s=request.arrival_s - start_s) for request in ordered]
     return Workload(name, tuple(ordered), tokens_per_block)
+
+
+def _coarser(request: SimRequest, factor: int) -> SimRequest:
+    # The first output block of the new size may begin within the prompt.
+    blocks = len(request.hashes)
+    output = tuple(request.output_hashes)[factor - 1 - blocks % factor :: factor]
+    return replace(request, hashes=tuple(request.hashes)[factor - 1 :: factor], output_hashes=output)

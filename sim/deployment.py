@@ -1,0 +1,242 @@
+"""SimDeployment: what is simulated, from the command line or from a config file of the service."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from serve.config import ModelConfig, parse_applications
+from serve.core.strict_model import describe_mistakes
+from serve.engines.simulated.hardware import GPUS, MODELS, ModelShape, Precision
+from serve.engines.simulated.settings import FixedLatencySettings, RooflineSettings, SimulatedSettings
+from serve.engines.transformers.settings import TransformersSettings
+from serve.engines.trtllm.settings import TrtllmSettings
+from serve.errors import ConfigError
+from serve.yaml_file import read_yaml
+from sim.checkpoint import read_checkpoint
+
+_KV_PRECISION: dict[str, Precision] = {"auto": "bf16", "fp8": "fp8", "fp8_ds_mla": "fp8", "nvfp4": "fp4"}
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says of the engines; None: nothing.
+
+    Attributes:
+        model, gpu: Names that the simulated engine knows.
+        tensor_parallel: GPUs of a replica.
+        weights, kv_cache: Precisions.
+        tokens_per_block, cache_blocks, max_batch_size, max_num_tokens: As in the simulated engine's settings.
+        cache_fraction: Of the KV blocks that there would be.
+    """
+
+    model: str | None = None
+    gpu: str | None = None
+    tensor_parallel: int | None = None
+    weights: Precision | None = None
+    kv_cache: Precision | None = None
+    tokens_per_block: int | None = None
+    cache_blocks: int | None = None
+    cache_fraction: float | None = None
+    max_batch_size: int | None = None
+    max_num_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class SimDeployment:
+    """One model's deployment.
+
+    Attributes:
+        engine: Of each replica.
+        gpus_per_replica: For the cost.
+        replicas: As configured; None: not said.
+        gateways: As configured.
+        notes: What is not simulated as it is configured.
+    """
+
+    engine: SimulatedSettings
+    gpus_per_replica: int = 1
+    replicas: int | None = None
+    gateways: int = 1
+    notes: tuple[str, ...] = ()
+
+
+def make_deployment(overrides: Overrides) -> SimDeployment:
+    """Describe a deployment by the command line alone.
+
+    Raises:
+        ConfigError: A name is unknown, or the sizes do not go together.
+    """
+    return _override(SimDeployment(SimulatedSettings()), overrides)
+
+
+def read_deployment(path: Path, model_id: str | None, overrides: Overrides) -> SimDeployment:
+    """Describe the deployment of a model in a config file.
+
+    Args:
+        path: A Serve config file as the service has it.
+        model_id: Which model; None: there is one.
+        overrides: What the command line changes.
+
+    Raises:
+        ConfigError: The file, the model or its engine cannot be simulated; says why, and the remedy.
+    """
+    applications = parse_applications(read_yaml(path), str(path), check_files=False)
+    models = {model.id: (app, model) for app in applications.values() for model in app.models}
+    if model_id is None and len(models) > 1:
+        raise ConfigError(f"{path} has the models {', '.join(models)}: choose one by --config-model")
+    if model_id is not None and model_id not in models:
+        raise ConfigError(f"{path}: --config-model={model_id!r} is none of its models: {', '.join(models)}")
+    app, model = models[model_id] if model_id is not None else next(iter(models.values()))
+    try:
+        deployment = _of_model(path, model, overrides)
+    except ValidationError as exc:
+        raise ConfigError(describe_mistakes(exc, f"{path}: models[{model.id}] as simulated: ")) from None
+    replicas = model.autoscaling.max_replicas if model.autoscaling is not None else model.replicas or 1
+    notes = deployment.notes
+    if model.autoscaling is not None and model.autoscaling.min_replicas != replicas:
+        notes += (f"autoscaling is not simulated: there are max_replicas={replicas} replicas all the time",)
+    return _override(
+        SimDeployment(deployment.engine, deployment.gpus_per_replica, replicas, app.gateway.replicas, notes), overrides
+    )
+
+
+def _of_model(path: Path, model: ModelConfig, overrides: Overrides) -> SimDeployment:
+    engine = model.engine
+    if isinstance(engine, SimulatedSettings):
+        latency = engine.latency
+        gpus = latency.tensor_parallel if isinstance(latency, RooflineSettings) else 1
+        notes = []
+        if engine.faults:
+            notes.append("its scripted faults are not simulated")
+        if engine.speed != 1.0:
+            notes.append(f"speed={engine.speed:g} is taken as 1: virtual time needs no hurry")
+        return SimDeployment(engine.model_copy(update={"faults": (), "speed": 1.0}), gpus, notes=tuple(notes))
+    shape, weights = _shape(model, overrides)
+    gpu = overrides.gpu or _gpu(path, model)
+    if isinstance(engine, TransformersSettings):
+        simulated = _of_transformers(engine, shape, weights, gpu, model.parallel.tensor)
+    else:
+        simulated = _of_trtllm(engine, shape, weights, gpu, model.parallel.world_size)
+    pipeline = model.parallel.pipeline
+    note = f"pipeline={pipeline} is simulated as so much more tensor parallelism"
+    return SimDeployment(simulated, model.parallel.world_size, notes=(note,) if pipeline > 1 else ())
+
+
+def _shape(model: ModelConfig, overrides: Overrides) -> tuple[ModelShape, Precision]:
+    if overrides.model is not None:
+        return _known_model(overrides.model), overrides.weights or "bf16"
+    shape, weights = read_checkpoint(model.directory)
+    return shape, overrides.weights or weights
+
+
+def _known_model(name: str) -> ModelShape:
+    if name not in MODELS:
+        raise ConfigError(f"--model={name!r} is unknown: use one of {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def _gpu(path: Path, model: ModelConfig) -> str:
+    asked = (model.resources.accelerator_type or "").lower()
+    for name in GPUS:
+        if asked and name.startswith(asked):
+            return name
+    raise ConfigError(
+        f"{path}: models[{model.id}].resources.accelerator_type={model.resources.accelerator_type!r} is no GPU that can "
+        f"be simulated: add --gpu with one of {', '.join(GPUS)}"
+    )
+
+
+def _of_trtllm(
+    engine: TrtllmSettings, shape: ModelShape, weights: Precision, gpu: str, tensor_parallel: int
+) -> SimulatedSettings:
+    cache = engine.kv_cache
+    return SimulatedSettings(
+        context_tokens=engine.context_tokens or shape.context_tokens,
+        tokens_per_block=cache.tokens_per_block,
+        total_blocks=None if cache.max_tokens is None else max(1, cache.max_tokens // cache.tokens_per_block),
+        share_prefixes=cache.block_reuse,
+        scheduling="max_utilization" if engine.scheduler.capacity == "max_utilization" else "guaranteed_no_evict",
+        max_batch_size=engine.max_batch_size or SimulatedSettings.model_fields["max_batch_size"].default,
+        max_num_tokens=engine.max_num_tokens or SimulatedSettings.model_fields["max_num_tokens"].default,
+        chunked_prefill=engine.chunked_prefill,
+        max_waiting=engine.max_waiting,
+        latency=RooflineSettings(
+            model=shape,
+            gpu=gpu,
+            tensor_parallel=tensor_parallel,
+            weights=weights,
+            kv_cache=_KV_PRECISION[cache.dtype],
+            kv_fraction=cache.memory_fraction,
+        ),
+    )
+
+
+def _of_transformers(
+    engine: TransformersSettings, shape: ModelShape, weights: Precision, gpu: str, tensor_parallel: int
+) -> SimulatedSettings:
+    size, tokens = engine.tokens_per_block, engine.kv_cache_tokens
+    return SimulatedSettings(
+        context_tokens=engine.context_tokens or shape.context_tokens,
+        tokens_per_block=size,
+        total_blocks=None if tokens is None else max(1, tokens // size),
+        share_prefixes=engine.prefix_sharing,
+        max_batch_size=engine.max_batch_size,
+        max_num_tokens=engine.max_num_tokens or 4096,
+        max_waiting=engine.max_waiting,
+        latency=RooflineSettings(
+            model=shape,
+            gpu=gpu,
+            tensor_parallel=tensor_parallel,
+            weights=weights,
+            kv_cache="bf16",
+            kv_fraction=engine.kv_cache_fraction,
+        ),
+    )
+
+
+def _override(deployment: SimDeployment, overrides: Overrides) -> SimDeployment:
+    """Apply what the command line says.
+
+    Raises:
+        ConfigError: It does not go together.
+    """
+    engine, gpus = deployment.engine, deployment.gpus_per_replica
+    latency = {
+        "model": overrides.model,
+        "gpu": overrides.gpu,
+        "tensor_parallel": overrides.tensor_parallel,
+        "weights": overrides.weights,
+        "kv_cache": overrides.kv_cache,
+    }
+    changes = {name: value for name, value in latency.items() if value is not None}
+    if changes and isinstance(engine.latency, FixedLatencySettings):
+        raise ConfigError(f"--{next(iter(changes)).replace('_', '-')} has no effect on a latency model of fixed rates")
+    try:
+        settings = engine.model_dump(exclude_unset=True)
+        if isinstance(engine.latency, RooflineSettings) and changes:
+            settings["latency"] = {**engine.latency.model_dump(), **changes}
+            gpus = overrides.tensor_parallel or gpus
+            if overrides.model is not None:
+                settings["context_tokens"] = _known_model(overrides.model).context_tokens
+        engine = SimulatedSettings.model_validate({**settings, **_sizes(engine, overrides)})
+        if overrides.cache_fraction is not None:
+            blocks = max(1, int(engine.make_limits().total_blocks * overrides.cache_fraction))
+            engine = engine.model_copy(update={"total_blocks": blocks})
+    except ValidationError as exc:
+        raise ConfigError(describe_mistakes(exc, "engine as simulated: ")) from None
+    return SimDeployment(engine, gpus, deployment.replicas, deployment.gateways, deployment.notes)
+
+
+def _sizes(engine: SimulatedSettings, overrides: Overrides) -> dict[str, int]:
+    sizes = {
+        "tokens_per_block": overrides.tokens_per_block,
+        "total_blocks": overrides.cache_blocks,
+        "max_batch_size": overrides.max_batch_size,
+        "max_num_tokens": overrides.max_num_tokens,
+    }
+    changes = {name: value for name, value in sizes.items() if value is not None}
+    if "tokens_per_block" in changes and engine.total_blocks is not None and "total_blocks" not in changes:
+        # The same memory, in blocks of another size.
+        changes["total_blocks"] = max(1, engine.total_blocks * engine.tokens_per_block // changes["tokens_per_block"])
+    return changes

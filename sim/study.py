@@ -1,0 +1,106 @@
+"""run_study: one workload through several policies and fleet sizes, one process for each core."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from serve.engines.simulated.settings import SimulatedSettings
+from sim.options import SimOptions
+from sim.outcome import Outcome
+from sim.policies import Candidate
+from sim.progress import Progress
+from sim.simulator import simulate
+from sim.workload import SimRequest
+
+
+@dataclass(frozen=True)
+class Case:
+    """One simulation to do.
+
+    Attributes:
+        candidate: The policy.
+        replicas: How many.
+    """
+
+    candidate: Candidate
+    replicas: int
+
+    @property
+    def label(self) -> str:
+        """For progress and plots."""
+        return f"{self.candidate.label} x{self.replicas}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One simulation done; `wall_s`: how long it took."""
+
+    case: Case
+    outcome: Outcome
+    wall_s: float
+
+
+def run_study(
+    requests: Sequence[SimRequest],
+    engine: SimulatedSettings,
+    cases: Sequence[Case],
+    options: SimOptions,
+    *,
+    jobs: int = 1,
+    progress: Progress,
+) -> list[Result]:
+    """Simulate every case; the results are in the order of the cases, and do not depend on `jobs`.
+
+    Args:
+        requests: The workload.
+        engine: Of every replica.
+        cases: What to simulate.
+        options: The same for all.
+        jobs: Processes.
+        progress: Is told.
+    """
+    if jobs == 1 or len(cases) < 2:
+        return [_run_one(requests, engine, case, options, progress) for case in cases]
+    done: dict[Case, Result] = {}
+    for result in _run_apart(requests, engine, cases, options, jobs):
+        done[result.case] = result
+        progress.finished(result.case.label, len(done), len(cases))
+    return [done[case] for case in cases]
+
+
+def _run_one(
+    requests: Sequence[SimRequest], engine: SimulatedSettings, case: Case, options: SimOptions, progress: Progress
+) -> Result:
+    progress.started(case.label, len(requests))
+    began_s = time.perf_counter()
+    outcome = simulate(requests, [engine] * case.replicas, case.candidate.make(), options, progress.advanced)
+    return Result(case, outcome, time.perf_counter() - began_s)
+
+
+def _run_apart(
+    requests: Sequence[SimRequest], engine: SimulatedSettings, cases: Sequence[Case], options: SimOptions, jobs: int
+) -> Iterator[Result]:
+    # Forked, where there is a choice: the workload, which may be hundreds of megabytes, is then inherited.
+    with ProcessPoolExecutor(
+        min(jobs, len(cases)), get_context("fork"), _inherit, (requests, engine, options)
+    ) as processes:
+        futures: list[Future[Result]] = [processes.submit(_run_inherited, case) for case in cases]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+_inherited: tuple[Sequence[SimRequest], SimulatedSettings, SimOptions] | None = None
+
+
+def _inherit(requests: Sequence[SimRequest], engine: SimulatedSettings, options: SimOptions) -> None:
+    """In a worker process: keep what all its cases share."""
+    global _inherited
+    _inherited = requests, engine, options
+
+
+def _run_inherited(case: Case) -> Result:
+    assert _inherited is not None
+    requests, engine, options = _inherited
+    return _run_one(requests, engine, case, options, Progress(None))
