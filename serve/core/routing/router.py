@@ -66,6 +66,14 @@ class Router:
             return None
         return decide(self.policy, request, view, self._match(request, view), self._rng)
 
+    def preview(self, request: RouteRequest, now_s: float, candidates: Sequence[str] | None = None) -> Decision | None:
+        """Return what `route` would return, to someone who only wants to know; the next `route` draws the same."""
+        state = self._rng.getstate()
+        try:
+            return self.route(request, now_s, candidates)
+        finally:
+            self._rng.setstate(state)
+
     def commit(self, request: RouteRequest, decision: Decision, now_s: float, replica_id: str | None = None) -> None:
         """Count a request as on its way to the first choice, or to `replica_id`.
 
@@ -79,7 +87,7 @@ class Router:
         total = -(-(request.prompt_tokens + request.max_tokens) // size)
         row = int(decision.view.rows[number])
         reservation = Reservation(row, now_s, computed, decision.match.prompt_blocks - hit, total)
-        work_s = computed * float(decision.view.prefill_token_s[number])
+        work_s = computed * float(decision.view.queued_token_s[number])
         self.fleet.reserve(request.route_id, chosen, reservation, work_s)
         if request.route_id not in self._recalled:
             self._common.add(request.hashes)

@@ -33,11 +33,27 @@ from serve.core.routing.policies.trtllm_serve import TrtllmServePolicy
 from serve.core.routing.policy import Policy
 from serve.core.strict_model import StrictModel
 
+HEADER = r"^[a-z0-9-]{1,64}$"  # as ASGI has them
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class RoutingSettings(StrictModel):
     """What the section of every policy may have. Its fields are not the policy's parameters."""
+
+    max_index_blocks: PositiveInt = Field(
+        default=4_000_000,
+        description="KV blocks of all replicas that a gateway remembers at most, at up to 200 bytes each.",
+    )
+    session_header: str = Field(
+        default="x-session-id",
+        pattern=HEADER,
+        description="Request header that names a session, whose requests would like one replica; without it, the "
+        "field `prompt_cache_key` does.",
+    )
+    tenant_header: str = Field(
+        default="x-tenant-id", pattern=HEADER, description="Request header that names the tenant, for counters."
+    )
 
 
 class PredictiveSettings(RoutingSettings):
@@ -164,6 +180,12 @@ class RayLlmPrefixSettings(RoutingSettings):
     )
 
 
+class ServeRouterSettings(RoutingSettings):
+    """No policy of ours: Ray Serve's own router, power of two choices by requests in hand. For comparison."""
+
+    policy: Literal["serve"]
+
+
 _AnySettings = (
     PredictiveSettings
     | PlainSettings
@@ -185,6 +207,8 @@ def _section(value: Any) -> Any:
 
 
 PolicySettings = Annotated[_AnySettings, Field(discriminator="policy"), BeforeValidator(_section)]
+
+ModelRouting = Annotated[_AnySettings | ServeRouterSettings, Field(discriminator="policy"), BeforeValidator(_section)]
 
 _ADAPTER: TypeAdapter[RoutingSettings] = TypeAdapter(PolicySettings)
 _MAKERS: dict[str, Callable[..., Policy]] = {
