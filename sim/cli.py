@@ -1,26 +1,24 @@
-"""`raytrt simulate`: replay a trace through simulated replicas, and compare routing policies."""
+"""Replay a trace through simulated replicas in virtual time, with the routing code of the service."""
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
-from pydantic import ValidationError
-
-from serve.core.strict_model import describe_mistakes
-from serve.engines.simulated.settings import RooflineSettings, SimulatedSettings
 from serve.errors import ConfigError
+from sim.arguments import add_arguments, overrides, positive_counts
+from sim.deployment import SimDeployment, make_deployment, read_deployment
+from sim.measured import measured
 from sim.metrics import Summary, summarize
 from sim.options import SimOptions
-from sim.policies import parse_candidates
-from sim.simulator import simulate
+from sim.plot import write_plot
+from sim.policies import Candidate, parse_candidate, parse_candidates
+from sim.progress import terminal_progress
+from sim.recommend import predictive_grid, recommend
+from sim.report import Report
 from sim.slo import Slo
-from sim.table import format_table
+from sim.study import Case, Result, run_study
 from sim.workload import Workload
-from sim.workload_mooncake import read_mooncake
+from sim.workload_file import read_workload
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,64 +32,91 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--policy", default="predictive,round_robin")
-    parser.add_argument("--replicas", default="16", help="e.g. 4,8,16")
-    parser.add_argument("--rate", type=float, default=1.0)
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--model", default="llama-3.1-8b")
-    parser.add_argument("--gpu", default="h100")
-    parser.add_argument("--tensor-parallel", type=int, default=1)
-    parser.add_argument("--weights", default="fp8")
-    parser.add_argument("--tokens-per-block", type=int, default=512)
-    parser.add_argument("--cache-blocks", type=int)
-    parser.add_argument("--gateways", type=int, default=1)
-    parser.add_argument("--max-tokens", type=int)
-    parser.add_argument("--ttft-ms", type=float, default=2000.0)
-    parser.add_argument("--tpot-ms", type=float, default=50.0)
-    parser.add_argument("--gpu-dollars-per-hour", type=float)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments say, which `add_arguments` has declared; returns the exit status.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
-    try:
-        engine = SimulatedSettings(
-            tokens_per_block=options.tokens_per_block,
-            total_blocks=options.cache_blocks,
-            latency=RooflineSettings(
-                model=options.model,
-                gpu=options.gpu,
-                tensor_parallel=options.tensor_parallel,
-                weights=options.weights,
-            ),
-        )
-        sim_options = SimOptions(gateways=options.gateways, max_tokens=options.max_tokens, seed=options.seed)
-        slo = Slo(ttft_ms=options.ttft_ms, tpot_ms=options.tpot_ms)
-    except ValidationError as exc:
-        raise ConfigError(describe_mistakes(exc, "")) from None
-    candidates = parse_candidates(options.policy)
-    workload: Workload = read_mooncake(options.trace, options.tokens_per_block, limit=options.limit)
-    workload = workload.faster(options.rate)
-    summaries: list[Summary] = []
-    for replicas in (int(count) for count in options.replicas.split(",")):
-        for candidate in candidates:
-            began_s = time.perf_counter()
-            outcome = simulate(workload.requests, [engine] * replicas, candidate.make(), sim_options)
-            summary = summarize(
-                outcome,
-                candidate.label,
-                slo,
-                gpus_per_replica=options.tensor_parallel,
-                gpu_dollars_per_hour=options.gpu_dollars_per_hour,
-                wall_s=time.perf_counter() - began_s,
-            )
-            summaries.append(summary)
-    print(json.dumps([asdict(s) for s in summaries]) if options.json else format_table(summaries))
+    Raises:
+        ConfigError: Something is wrong with them, or with a file.
+    """
+    slo = _slo(arguments)
+    workload, deployment = _workload_and_deployment(arguments)
+    candidates = _candidates(arguments)
+    counts = positive_counts("--replicas", arguments.replicas) if arguments.replicas else [deployment.replicas or 1]
+    for note in deployment.notes:
+        print(f"raytrt simulate: note: {note}", file=sys.stderr)
+    results = _simulate(arguments, workload, deployment, [Case(c, count) for count in counts for c in candidates])
+    summaries = [_summarize(result, slo, deployment, arguments) for result in results]
+    advice = []
+    if arguments.recommend:
+        groups = [[result for result in results if result.case.replicas == count] for count in counts]
+        advice = [recommend(group, slo, None, arguments.seed) for group in groups]
+    report = Report(workload, deployment, slo, tuple(summaries), measured(workload.requests), tuple(advice))
+    print(report.json() if arguments.json else report.text())
+    if arguments.plot is not None:
+        write_plot(arguments.plot, results, summaries, report.title)
     return 0
+
+
+def _slo(arguments: argparse.Namespace) -> Slo:
+    slo = Slo() if arguments.slo is None else Slo.read(arguments.slo)
+    limits = {"ttft_ms": arguments.ttft_ms, "tpot_ms": arguments.tpot_ms}
+    return slo.model_copy(update={name: limit for name, limit in limits.items() if limit is not None})
+
+
+def _workload_and_deployment(arguments: argparse.Namespace) -> tuple[Workload, SimDeployment]:
+    deployment = _deployment(arguments, None)
+    workload = read_workload(
+        arguments.trace,
+        arguments.format,
+        tokens_per_block=arguments.tokens_per_block,
+        default_block=deployment.engine.tokens_per_block,
+        limit=arguments.limit,
+        model=arguments.log_model,
+    )
+    return workload.faster(arguments.rate), _deployment(arguments, workload.tokens_per_block)
+
+
+def _deployment(arguments: argparse.Namespace, tokens_per_block: int | None) -> SimDeployment:
+    changes = overrides(arguments, tokens_per_block)
+    if arguments.config is None:
+        return make_deployment(changes)
+    return read_deployment(arguments.config, arguments.config_model, changes)
+
+
+def _candidates(arguments: argparse.Namespace) -> list[Candidate]:
+    if arguments.policy is not None:
+        return parse_candidates(arguments.policy)
+    if arguments.recommend:
+        return [*parse_candidates("all"), *predictive_grid(parse_candidate("predictive"))]
+    return parse_candidates("predictive,round_robin")
+
+
+def _simulate(
+    arguments: argparse.Namespace, workload: Workload, deployment: SimDeployment, cases: list[Case]
+) -> list[Result]:
+    options = SimOptions(
+        gateways=arguments.gateways or deployment.gateways,
+        delay_s=arguments.delay_ms * 1e-3,
+        publish_interval_s=arguments.publish_interval_ms * 1e-3,
+        max_tokens=arguments.max_tokens,
+        seed=arguments.seed,
+    )
+    progress = terminal_progress()
+    try:
+        return run_study(workload.requests, deployment.engine, cases, options, jobs=arguments.jobs, progress=progress)
+    finally:
+        progress.close()
+
+
+def _summarize(result: Result, slo: Slo, deployment: SimDeployment, arguments: argparse.Namespace) -> Summary:
+    return summarize(
+        result.outcome,
+        result.case.candidate.label,
+        slo,
+        gpus_per_replica=deployment.gpus_per_replica,
+        gpu_dollars_per_hour=arguments.gpu_dollars_per_hour,
+        wall_s=result.wall_s,
+    )
 
 
 if __name__ == "__main__":

@@ -142,8 +142,8 @@ def _gpu(path: Path, model: ModelConfig) -> str:
         if asked and name.startswith(asked):
             return name
     raise ConfigError(
-        f"{path}: models[{model.id}].resources.accelerator_type={model.resources.accelerator_type!r} is no GPU that can "
-        f"be simulated: add --gpu with one of {', '.join(GPUS)}"
+        f"{path}: models[{model.id}].resources.accelerator_type={model.resources.accelerator_type!r} is no GPU that "
+        f"can be simulated: add --gpu with one of {', '.join(GPUS)}"
     )
 
 

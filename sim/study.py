@@ -82,25 +82,21 @@ def _run_one(
 def _run_apart(
     requests: Sequence[SimRequest], engine: SimulatedSettings, cases: Sequence[Case], options: SimOptions, jobs: int
 ) -> Iterator[Result]:
-    # Forked, where there is a choice: the workload, which may be hundreds of megabytes, is then inherited.
-    with ProcessPoolExecutor(
-        min(jobs, len(cases)), get_context("fork"), _inherit, (requests, engine, options)
-    ) as processes:
-        futures: list[Future[Result]] = [processes.submit(_run_inherited, case) for case in cases]
+    shared = (requests, engine, options)
+    with ProcessPoolExecutor(min(jobs, len(cases)), get_context("spawn"), _set_shared, shared) as processes:
+        futures: list[Future[Result]] = [processes.submit(_run_shared, case) for case in cases]
         for future in as_completed(futures):
             yield future.result()
 
 
-_inherited: tuple[Sequence[SimRequest], SimulatedSettings, SimOptions] | None = None
+# In a worker process: what all its cases have in common, sent once and not with each of them.
+_shared: list[tuple[Sequence[SimRequest], SimulatedSettings, SimOptions]] = []
 
 
-def _inherit(requests: Sequence[SimRequest], engine: SimulatedSettings, options: SimOptions) -> None:
-    """In a worker process: keep what all its cases share."""
-    global _inherited
-    _inherited = requests, engine, options
+def _set_shared(requests: Sequence[SimRequest], engine: SimulatedSettings, options: SimOptions) -> None:
+    _shared.append((requests, engine, options))
 
 
-def _run_inherited(case: Case) -> Result:
-    assert _inherited is not None
-    requests, engine, options = _inherited
+def _run_shared(case: Case) -> Result:
+    requests, engine, options = _shared[0]
     return _run_one(requests, engine, case, options, Progress(None))

@@ -104,7 +104,11 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, complaint: str) -> No
         read_config_file(tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("**/*.yaml")), ids=lambda path: path.stem)
+# The simulator's own files are read by its tests.
+SERVED = [path for path in (REPOSITORY / "configs").glob("**/*.yaml") if path.parent.name not in ("slo", "workloads")]
+
+
+@pytest.mark.parametrize("path", sorted(SERVED), ids=lambda path: path.stem)
 def test_the_configs_in_the_repository_are_good(path: Path) -> None:
     assert read_config_file(path)
 

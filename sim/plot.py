@@ -1,0 +1,92 @@
+"""write_plot: TTFT distributions, load of the replicas over time, and hit rates, as one picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.errors import ConfigError
+from sim.metrics import Summary
+from sim.outcome import Column, Outcome
+from sim.study import Result
+
+_MAX_LOADS = 6  # policies whose replicas' load is drawn
+_MOMENTS = 240
+
+
+def write_plot(path: Path, results: Sequence[Result], summaries: Sequence[Summary], title: str) -> None:
+    """Draw the results, row by row as the summaries.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        # Only whoever wants a picture needs it.
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError(
+            "--plot needs matplotlib: pip install matplotlib, or use --json and draw it yourself"
+        ) from None
+    shown = results[:_MAX_LOADS]
+    figure = Figure(figsize=(13.0, 4.2 + 1.5 * len(shown)), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.add_gridspec(1 + len(shown), 2, height_ratios=[3.0, *[1.1] * len(shown)])
+    _draw_ttft(figure.add_subplot(grid[0, 0]), results)
+    _draw_hits(figure.add_subplot(grid[0, 1]), results, summaries)
+    most = max(float(_in_flight(result.outcome)[1].max(initial=1.0)) for result in shown)
+    for row, result in enumerate(shown, 1):
+        _draw_load(figure.add_subplot(grid[row, :]), result, most, row == len(shown))
+    try:
+        figure.savefig(path, dpi=100)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"--plot {path}: {exc}; give the name of a .png, .svg or .pdf file") from None
+
+
+def _draw_ttft(axes: Any, results: Sequence[Result]) -> None:
+    for result in results:
+        ttft_s = np.sort(result.outcome.ttft_s[result.outcome.served])
+        # Refused requests never get there.
+        share = np.arange(1, len(ttft_s) + 1) / max(1, len(result.outcome.arrival_s))
+        axes.plot(ttft_s, share, label=result.case.label, linewidth=1.2)
+    axes.set(xscale="log", xlabel="TTFT, s", ylabel="share of the requests", ylim=(0, 1), title="Time to first token")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+
+
+def _draw_hits(axes: Any, results: Sequence[Result], summaries: Sequence[Summary]) -> None:
+    labels = [result.case.label for result in results]
+    bars = axes.barh(labels, [100.0 * summary.hit_rate for summary in summaries])
+    axes.bar_label(bars, fmt="%.1f", fontsize="x-small", padding=2)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize="x-small")
+    axes.set(xlabel="% of the prompt tokens", title="Found in the cache")
+
+
+def _draw_load(axes: Any, result: Result, most: float, is_last: bool) -> None:
+    times, loads = _in_flight(result.outcome)
+    replicas = len(result.outcome.busy_s)
+    axes.imshow(
+        loads,
+        aspect="auto",
+        origin="lower",
+        interpolation="nearest",
+        extent=(0.0, float(times[-1]), -0.5, replicas - 0.5),
+        vmin=0.0,
+        vmax=most,
+        cmap="magma_r",
+    )
+    axes.set_ylabel(f"{result.case.label}\nreplica", fontsize="x-small")
+    if is_last:
+        axes.set_xlabel(f"s; requests in flight on each replica, black: {most:.0f}")
+
+
+def _in_flight(outcome: Outcome) -> tuple[Column, Column]:
+    """Return moments, and (replicas, moments) requests that each replica has at them."""
+    times = np.linspace(0.0, max(outcome.end_of_all_s, 1e-3), _MOMENTS)
+    loads = np.zeros((len(outcome.busy_s), _MOMENTS))
+    for replica in range(len(outcome.busy_s)):
+        mine = outcome.replica == replica
+        arrived = np.searchsorted(np.sort(outcome.arrival_s[mine]), times, side="right")
+        loads[replica] = arrived - np.searchsorted(np.sort(outcome.end_s[mine]), times, side="right")
+    return times, loads
