@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Protocol
+from typing import Any, Protocol
 
 import zmq
 
@@ -20,11 +20,11 @@ from serve.core.kv_events import KvEventBatch, KvSnapshot
 from serve.core.request import GenerateRequest, TokenDelta
 from serve.core.routing.load import LoadReport
 from serve.engines.protocol import EngineInfo, EngineStats
-from serve.errors import EngineDead
+from serve.errors import ConfigError, EngineDead
 from serve.router.binding import bind
 from serve.router.load_reporter import LoadReporter
 from serve.router.snapshot_server import Snapshot, SnapshotServer
-from serve.router.wire import Facts, Hello, KvNews, LoadNews, PlaneAddress, encode, source_of
+from serve.router.wire import Facts, Hello, KvNews, LoadNews, PlaneAddress, encode, facts_to_metadata, source_of
 from serve.router.zmq_watch import make_socket
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,8 @@ class EventPublisher:
     def start(self) -> None:
         """Bind to free ports of the host, and begin to follow the engine. On a running loop.
 
-        Raises:
-            ConfigError: The host's address cannot be bound.
+        Where the address cannot be bound, an error is logged and nothing published: gateways count for themselves what
+        they send to such a replica.
         """
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
@@ -103,16 +103,27 @@ class EventPublisher:
             self._endpoint = bind(self._news, self._host)
             self._snapshots = SnapshotServer(self._context, self._secret, self._hello, self._pack)
             self._snapshots.start(self._host)
+        except ConfigError as exc:
+            self._close_sockets()
+            logger.error("%s. Until then it is routed to without what its cache holds and how busy it is.", exc)
+            return
         except BaseException:
             self._close_sockets()
             raise
         self._follower = self._loop.create_task(self._follow())
         self._send_load()
 
-    def address(self) -> PlaneAddress:
-        """Return what gateways have to know."""
-        assert self._snapshots is not None, "start() comes first"
+    @property
+    def address(self) -> PlaneAddress | None:
+        """What gateways have to know; None if nothing is published."""
+        if self._news is None or self._snapshots is None:
+            return None
         return PlaneAddress(self._endpoint, self._snapshots.endpoint, self._secret, self._epoch, self._facts)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the replica has to say of itself in Ray Serve: the facts, and its address if there is one."""
+        address = self.address
+        return address.to_metadata() if address is not None else facts_to_metadata(self._facts)
 
     async def stop(self) -> None:
         """Close everything. Safe to call twice, or before `start`."""
@@ -138,8 +149,9 @@ class EventPublisher:
 
     def accepted(self, request: GenerateRequest) -> None:
         """A sequence is about to be given to the engine."""
-        self._reporter.accepted(request)
-        self._report_within(LOAD_INTERVAL_S)
+        if self._news is not None:
+            self._reporter.accepted(request)
+            self._report_within(LOAD_INTERVAL_S)
 
     def delta(self, request: GenerateRequest, delta: TokenDelta) -> None:
         """A sequence got tokens."""
@@ -158,7 +170,7 @@ class EventPublisher:
 
     def _time_load(self, interval_s: float) -> None:
         if self._loop is None or self._news is None:
-            return
+            return  # not started, or stopped
         if self._load_timer is not None:
             self._load_timer.cancel()
         self._load_urgency = interval_s

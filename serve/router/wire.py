@@ -69,7 +69,7 @@ class PlaneAddress(msgspec.Struct, frozen=True):
 
     def to_metadata(self) -> dict[str, Any]:
         """Return it as `record_replica_metadata` can say it, and the facts for who knows no event plane."""
-        return {**msgspec.structs.asdict(self.facts), METADATA_KEY: msgspec.to_builtins(self)}
+        return facts_to_metadata(self.facts) | {METADATA_KEY: msgspec.to_builtins(self)}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "PlaneAddress | None":
@@ -190,6 +190,11 @@ def source_of(replica_id: str) -> int:
     A port may have been another replica's a moment ago, so messages say of whom they are.
     """
     return int.from_bytes(hashlib.blake2b(replica_id.encode(), digest_size=8).digest(), "little")
+
+
+def facts_to_metadata(facts: Facts) -> dict[str, Any]:
+    """Return the facts of an engine, by name."""
+    return msgspec.structs.asdict(facts)
 
 
 def encode(message: News | Answer | SnapshotRequest) -> bytes:

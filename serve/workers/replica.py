@@ -3,7 +3,9 @@
 import logging
 from contextlib import aclosing
 from dataclasses import asdict
+from typing import Any
 
+import ray
 from msgspec.structs import replace
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
@@ -13,6 +15,7 @@ from serve.datapath.frames import ReplyAddress
 from serve.datapath.sender import DeltaSender, ReplyStream
 from serve.errors import EngineDead, RayTRTError
 from serve.logs import configure_logging
+from serve.router.publisher import EventPublisher
 from serve.workers.groups import make_group
 from serve.workers.launch import EngineLaunch
 from serve.workers.starting import start_engine
@@ -38,7 +41,10 @@ class EngineReplica:
         self._group, is_fallback = await start_engine(model_id, launch, fallback, max_start_failures, make_group)
         info = self._group.info
         self._fallback = info.engine if is_fallback else ""
-        self._sender = DeltaSender(ray_serve.get_replica_context().replica_id.to_full_id_str())
+        replica_id = ray_serve.get_replica_context().replica_id.to_full_id_str()
+        self._sender = DeltaSender(replica_id)
+        self._publisher = EventPublisher(replica_id, ray.util.get_node_ip_address(), self._group)
+        self._publisher.start()
         logger.info(
             "Serving %s with %s on %s: context %d tokens, %d KV blocks of %d tokens.",
             model_id,
@@ -56,6 +62,7 @@ class EngineReplica:
         see it; cancelling the call cancels the sequence.
         """
         reply = await self._sender.open(ReplyAddress.from_text(request.reply_to))
+        self._publisher.accepted(request)
         try:
             await self._stream(request, reply)
         except RayTRTError as exc:
@@ -63,16 +70,23 @@ class EngineReplica:
         except Exception as exc:
             logger.exception("Sequence %s failed.", request.request_id)
             reply.send_error(EngineDead(f"internal error of the engine: {type(exc).__name__}"))
+        finally:
+            self._publisher.ended(request)
 
     async def _stream(self, request: GenerateRequest, reply: ReplyStream) -> None:
         # If this coroutine is cancelled, `async for` alone leaves the generator open and its KV blocks taken.
         async with aclosing(self._group.generate(request)) as deltas:
             async for delta in deltas:
+                self._publisher.delta(request, delta)
                 if reply.lost:
                     return  # the gateway is gone, and its clients with it
                 if delta.prefill is not None and self._fallback:
                     delta = replace(delta, prefill=replace(delta.prefill, fallback=self._fallback))
                 reply.send(delta)
+
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """Called by Serve, once: what gateways have to know to route to this replica."""
+        return self._publisher.metadata()
 
     def fallback_engine(self) -> str:
         """Return the engine that serves in the place of the configured one; empty if that one does."""
@@ -97,6 +111,8 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         # Serve awaits the destructor when the replica has drained.
+        if hasattr(self, "_publisher"):
+            await self._publisher.stop()
         if hasattr(self, "_group"):
             await self._group.stop()
         if hasattr(self, "_sender"):
