@@ -25,22 +25,18 @@ class CommonPrefix:
     def depth(self, hashes: Sequence[int], share: float = 0.5) -> int:
         """Return how many leading blocks of a prompt at least `share` of the remembered ones have."""
         wanted = max(2, int(share * len(self._recent)))
-        if len(self._recent) < 4:
+        if len(self._recent) < 4 or not len(hashes):
             return 0
-        shared = sorted((shared_blocks(hashes, other) for other in self._recent), reverse=True)
-        return shared[wanted - 1]
-
-
-def shared_blocks(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many leading blocks two chains share. By bisection: equal hashes mean equal prefixes."""
-    low, high = 0, min(len(one), len(other))
-    if not high or one[0] != other[0]:
-        return 0
-    low = 1
-    while low < high:
-        middle = (low + high + 1) >> 1
-        if one[middle - 1] == other[middle - 1]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+        alike = [other for other in self._recent if len(other) and other[0] == hashes[0]]
+        if len(alike) < wanted:
+            return 0
+        # By bisection: equal hashes mean equal prefixes.
+        low, high = 1, len(hashes)
+        while low < high:
+            middle = (low + high + 1) >> 1
+            still_alike = [other for other in alike if len(other) >= middle and other[middle - 1] == hashes[middle - 1]]
+            if len(still_alike) >= wanted:
+                low, alike = middle, still_alike
+            else:
+                high = middle - 1
+        return low
