@@ -30,13 +30,14 @@ class CommonPrefix:
         alike = [other for other in self._recent if len(other) and other[0] == hashes[0]]
         if len(alike) < wanted:
             return 0
-        # By bisection: equal hashes mean equal prefixes.
-        low, high = 1, len(hashes)
+        # By galloping, because little of a long prompt is shared by many: equal hashes mean equal prefixes.
+        low, high, step = 1, len(hashes), 1
         while low < high:
-            middle = (low + high + 1) >> 1
-            still_alike = [other for other in alike if len(other) >= middle and other[middle - 1] == hashes[middle - 1]]
+            middle = min(low + step, high)
+            block = hashes[middle - 1]
+            still_alike = [other for other in alike if len(other) >= middle and other[middle - 1] == block]
             if len(still_alike) >= wanted:
-                low, alike = middle, still_alike
+                low, alike, step = middle, still_alike, 2 * step
             else:
-                high = middle - 1
+                high, step = middle - 1, max(1, (middle - 1 - low) >> 1)
         return low
