@@ -73,8 +73,8 @@ class LoraAffinityPolicy:
         if not request.lora:
             return Scores(requests, {"requests": requests}, "no_lora")
         weight = rendezvous(request.lora, view.replica_ids)
-        count = min(self.homes, len(view))
-        is_home = weight >= np.partition(weight, len(view) - count)[len(view) - count]
+        is_home = np.zeros(len(view), dtype=bool)
+        is_home[weight.argsort()[-self.homes :]] = True
         home = is_home & ~overloaded(requests, self.overload_factor, self.overload_requests)
         terms = {"requests": requests, "home": is_home.astype(np.float64)}
         return Scores(prefer(home, requests), terms, "home" if home.any() else "homes_overloaded")
@@ -88,11 +88,18 @@ def overloaded(requests: Column, factor: float, slack: int) -> npt.NDArray[np.bo
 
 def rendezvous(key: str, replica_ids: tuple[str, ...]) -> Column:
     """Return the weight in [0, 1) of each replica for a key; the highest is the key's home."""
-    salted = np.fromiter(map(_hash, replica_ids), dtype=np.uint64, count=len(replica_ids)) ^ np.uint64(_hash(key))
+    salted = _hashes(replica_ids) ^ np.uint64(_hash(key))
     x = (salted ^ (salted >> np.uint64(30))) * _M1
     x = (x ^ (x >> np.uint64(27))) * _M2
     x ^= x >> np.uint64(31)
     return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@lru_cache(maxsize=8)
+def _hashes(replica_ids: tuple[str, ...]) -> npt.NDArray[np.uint64]:
+    hashes = np.fromiter(map(_hash, replica_ids), dtype=np.uint64, count=len(replica_ids))
+    hashes.flags.writeable = False
+    return hashes
 
 
 @lru_cache(maxsize=65_536)

@@ -1,5 +1,6 @@
 """AibrixPolicy: AIBrix's prefix-cache router."""
 
+import math
 import random
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,7 +32,8 @@ class AibrixPolicy:
     def score(self, request: RouteRequest, view: FleetView, match: PrefixMatch, rng: random.Random) -> Scores:
         requests = view.requests
         percent: Column = np.floor(100.0 * match.credited_blocks / match.prompt_blocks)
-        limit = float(requests.mean()) + self.deviation_factor * _sigma(requests)
+        mean = float(requests.mean())
+        limit = mean + self.deviation_factor * _sigma(requests, mean)
         least, most = float(requests.min()), float(requests.max())
         eligible = (percent > 0.0) & (requests <= limit)
         rule = "best_match"
@@ -44,5 +46,8 @@ class AibrixPolicy:
         return Scores(prefer(eligible, requests - percent * (most + 1.0)), terms, rule)
 
 
-def _sigma(requests: Column) -> float:
-    return float(requests.std(ddof=1)) if len(requests) > 1 else 0.0
+def _sigma(requests: Column, mean: float) -> float:
+    if len(requests) == 1:
+        return 0.0
+    deviation = requests - mean
+    return math.sqrt(float(deviation @ deviation) / (len(requests) - 1))
