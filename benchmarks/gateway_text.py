@@ -20,7 +20,9 @@ from serve.core.request import FinishReason, GenerateRequest, PrefillInfo, Token
 from serve.ingress.api import GatewayApp, make_app
 from serve.ingress.backend import ModelReadiness
 from serve.ingress.models import ServedModel, load_model
+from serve.ingress.routing_desk import RoutingDesk
 from serve.ingress.settings import GatewaySettings
+from serve.router.hints import NO_HINTS, RouteHints
 
 QUICKSTART = Path(__file__).parent.parent / "serve" / "models" / "quickstart"
 QUESTION = "How do I serve a model on 8 GPUs?"
@@ -33,8 +35,11 @@ class InstantBackend:
 
     def __init__(self, tokens: tuple[int, ...]) -> None:
         self._deltas = [TokenDelta((token,)) for token in tokens]
+        self.desk = RoutingDesk({})
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def generate(
+        self, request: GenerateRequest, hints: RouteHints = NO_HINTS
+    ) -> AsyncGenerator[TokenDelta, None]:
         """See `Backend.generate`."""
         count = request.sampling.max_tokens
         yield TokenDelta(self._deltas[0].token_ids, prefill=PrefillInfo(), finish_reason=_end(count == 1))

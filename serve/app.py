@@ -5,15 +5,17 @@ from typing import Any
 import ray
 from ray import serve as ray_serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from serve import build_report
 from serve.config import AppConfig, ModelConfig, parse_app_config
 from serve.core.placement import PlacementError, PlacementPlan, actor_options, check_feasible
+from serve.core.routing.settings import ServeRouterSettings
 from serve.engines.factory import context_limit
 from serve.errors import ConfigError
 from serve.ingress.deployment import Gateway, GatewayModel
+from serve.router.replica_router import router_config
 from serve.workers.cluster import cluster_grows, mpi_works_in_cluster
 from serve.workers.launch import EngineLaunch, fallback_launch, plan_launch
 from serve.workers.nodes import living_nodes
@@ -65,6 +67,7 @@ def _bind_gateway(config: AppConfig) -> Application:
                 str(model.tokenizer_directory),
                 model.deployment_name,
                 context_limit(model.engine),
+                model.routing,
                 has_fallback=model.fallback is not None,
             )
             for model in config.models
@@ -90,6 +93,7 @@ def _bind_model(model: ModelConfig) -> Application:
         graceful_shutdown_timeout_s=limits.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         logging_config=QUIET,
+        request_router_config=_router_config(model),
         **_placement_options(launch.plan),
         **scale,
     )
@@ -97,6 +101,12 @@ def _bind_model(model: ModelConfig) -> Application:
     return deployment.bind(
         model_id=model.id, launch=launch, fallback=fallback, max_start_failures=model.max_start_failures
     )
+
+
+def _router_config(model: ModelConfig) -> RequestRouterConfig:
+    if isinstance(model.routing, ServeRouterSettings):
+        return RequestRouterConfig()
+    return RequestRouterConfig(**router_config(model.deployment_name, model.id, model.routing.model_dump(mode="json")))
 
 
 def _plan(model: ModelConfig) -> EngineLaunch:

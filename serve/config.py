@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
 from serve.core.parallel import ParallelLayout
+from serve.core.routing.settings import ModelRouting, PredictiveSettings
 from serve.core.strict_model import StrictModel, describe_mistakes
 from serve.engines.simulated.settings import SimulatedSettings
 from serve.engines.transformers.head_check import check_heads
@@ -72,6 +73,10 @@ class ModelConfig(StrictModel):
         default=2,
         description="With a fallback: how often a replica tries to start the engine first. Without one, a replica "
         "tries once, and Serve makes another replica.",
+    )
+    routing: ModelRouting = Field(
+        default=PredictiveSettings(),
+        description="Name of a policy, or a section with `policy` and its parameters; see docs/routing.md.",
     )
     resources: RankResources = RankResources()
     limits: ReplicaSettings = ReplicaSettings()

@@ -87,6 +87,86 @@ FALLBACK = Metric(
     _MODEL,
 )
 
+ROUTING_DECISIONS = Metric(
+    "raytrt_routing_decisions_total",
+    "counter",
+    "Routing decisions, by the policy and the rule that decided. A sequence that was refused, or that waits for room, "
+    "needs several.",
+    ("model", "policy", "rule"),
+)
+ROUTING_REFUSALS = Metric(
+    "raytrt_routing_refusals_total", "counter", "Chosen replicas that did not take a sequence.", _MODEL
+)
+ROUTING_DECISION = Metric(
+    "raytrt_routing_decision_seconds",
+    "histogram",
+    "Time that a routing decision took: hashing, matching and scoring.",
+    _MODEL,
+    (2.5e-5, 5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 5e-4, 7.5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2.5e-2, 0.1),
+)
+ROUTING_PROMPT_TOKENS = Metric(
+    "raytrt_routing_prompt_tokens_total", "counter", "Prompt tokens of all sequences with a first token.", _MODEL
+)
+ROUTING_EXPECTED_TOKENS = Metric(
+    "raytrt_routing_expected_cached_tokens_total",
+    "counter",
+    "Those of them that the chosen replica was believed to hold.",
+    _MODEL,
+)
+ROUTING_CACHED_TOKENS = Metric(
+    "raytrt_routing_cached_tokens_total", "counter", "Those of them that the replica did reuse.", _MODEL
+)
+ROUTING_MISSED_BLOCKS = Metric(
+    "raytrt_routing_missed_blocks_total",
+    "counter",
+    "Prompt blocks that had to be computed, by tenant (the busiest; the others are `other`) and reason.",
+    ("model", "tenant", "reason"),
+)
+ROUTING_TTFT_RATIO = Metric(
+    "raytrt_routing_ttft_prediction_ratio",
+    "histogram",
+    "Predicted over real time from a routing decision to the first token: 1 is right, 2 twice too long.",
+    _MODEL,
+    (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
+)
+ROUTING_INDEX_BLOCKS = Metric(
+    "raytrt_routing_index_blocks", "gauge", "KV blocks that the prefix index of this gateway knows.", _MODEL
+)
+ROUTING_REPLICAS = Metric(
+    "raytrt_routing_replicas",
+    "gauge",
+    "Replicas that this gateway routes to, by whether it hears what they hold and how busy they are.",
+    ("model", "heard"),
+)
+
+KV_FEED_MESSAGES = Metric("raytrt_kv_feed_messages_total", "counter", "Messages heard from replicas.", _MODEL)
+KV_FEED_BLOCKS = Metric(
+    "raytrt_kv_feed_blocks_total", "counter", "Blocks that replicas said to be stored or removed.", _MODEL
+)
+KV_FEED_LOST = Metric(
+    "raytrt_kv_feed_lost_messages_total", "counter", "Messages of replicas that did not arrive.", _MODEL
+)
+KV_FEED_SNAPSHOTS = Metric(
+    "raytrt_kv_feed_snapshots_total", "counter", "Snapshots of a replica's cache that were taken in.", _MODEL
+)
+KV_FEED_OVERFLOWS = Metric(
+    "raytrt_kv_feed_overflows_total", "counter", "How often a replica said more than could be taken in.", _MODEL
+)
+KV_FEED_REFUSED = Metric(
+    "raytrt_kv_feed_refused_messages_total", "counter", "Messages of another release, or without sense.", _MODEL
+)
+EVENT_PLANE_COUNTS = {  # and the attribute of `serve.router.replica_feed.PlaneCounts` that it shows
+    KV_FEED_MESSAGES: "messages",
+    KV_FEED_BLOCKS: "blocks",
+    KV_FEED_LOST: "lost_messages",
+    KV_FEED_SNAPSHOTS: "snapshots",
+    KV_FEED_OVERFLOWS: "overflows",
+    KV_FEED_REFUSED: "refused",
+}
+REQUEST_LOG_DROPPED = Metric(
+    "raytrt_request_log_dropped_total", "counter", "Lines that are missing in the request log."
+)
+
 GATEWAY_METRICS = (
     REQUESTS,
     REQUESTS_IN_FLIGHT,
@@ -102,4 +182,16 @@ GATEWAY_METRICS = (
     CACHED_TOKENS,
     COMPLETION_TOKENS,
     FALLBACK,
+    ROUTING_DECISIONS,
+    ROUTING_REFUSALS,
+    ROUTING_DECISION,
+    ROUTING_PROMPT_TOKENS,
+    ROUTING_EXPECTED_TOKENS,
+    ROUTING_CACHED_TOKENS,
+    ROUTING_MISSED_BLOCKS,
+    ROUTING_TTFT_RATIO,
+    ROUTING_INDEX_BLOCKS,
+    ROUTING_REPLICAS,
+    *EVENT_PLANE_COUNTS,
+    REQUEST_LOG_DROPPED,
 )

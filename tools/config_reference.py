@@ -15,6 +15,7 @@ FIRST = (
     "GroupSettings",
     "ScalingSettings",
     "ReplicaSettings",
+    "PredictiveSettings",
     "GatewayConfig",
     "GatewaySettings",
     "TrtllmSettings",
@@ -41,6 +42,7 @@ applications:
           autoscaling: {min_replicas: 1, max_replicas: 8, target_ongoing_requests: 64}
           resources: {num_cpus: 4, num_gpus: 1, accelerator_type: H100}
           limits: {max_ongoing_requests: 256, drain_timeout_s: 600}
+          routing: {policy: predictive, slowdown_weight: 1.0}    # or a name; docs/routing.md
         - id: rehearsal                       # the same traffic without a GPU
           model: /models/my-model             # only its tokenizer and config are read
           engine: {kind: simulated, latency: {kind: roofline, model: llama-3.1-8b, gpu: h100}}

@@ -30,8 +30,13 @@ class DeltaStream(DeltaInbox):
 
     def __init__(self) -> None:
         super().__init__()
-        self.connection: object = None  # the one that its deltas come on
+        self.connection: _ReplicaConnection | None = None  # the one that its deltas come on
         self.closed = False
+
+    @property
+    def replica_id(self) -> str:
+        """The replica that its deltas come from, as it calls itself; empty before the first."""
+        return self.connection.replica_id or "" if self.connection is not None else ""
 
 
 class DeltaListener:
@@ -114,7 +119,7 @@ class _ReplicaConnection(asyncio.Protocol):
     def __init__(self, listener: DeltaListener) -> None:
         self._listener = listener
         self._reader = FrameReader(MAX_HELLO_BYTES)
-        self._replica_id: str | None = None
+        self.replica_id: str | None = None
         self._transport: asyncio.Transport | None = None
         self._hello_timeout: asyncio.TimerHandle | None = None
 
@@ -131,26 +136,26 @@ class _ReplicaConnection(asyncio.Protocol):
                 self._receive(body)
         except (ValueError, msgspec.DecodeError) as exc:
             peer = self._transport.get_extra_info("peername") if self._transport else None
-            logger.warning("Dropping the connection from %s (%s): %s", self._replica_id or "unknown", peer, exc)
+            logger.warning("Dropping the connection from %s (%s): %s", self.replica_id or "unknown", peer, exc)
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._hello_timeout is not None:
             self._hello_timeout.cancel()
-        self._listener.disconnected(self, self._replica_id)
+        self._listener.disconnected(self, self.replica_id)
 
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
     def _receive(self, body: bytes) -> None:
-        if self._replica_id is not None:
+        if self.replica_id is not None:
             self._listener.dispatch(decode_frame(body), self)
             return
         hello = decode_hello(body)
         if not self._listener.is_ours(hello.secret):
             raise ValueError("wrong secret")
-        self._replica_id = hello.replica_id
+        self.replica_id = hello.replica_id
         self._reader.max_frame_bytes = MAX_FRAME_BYTES
         if self._hello_timeout is not None:
             self._hello_timeout.cancel()

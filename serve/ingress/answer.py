@@ -1,16 +1,19 @@
 """Answer port: how an endpoint writes what its sequences say; and the parts that both endpoints share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from serve.ingress.job import Choice
-from serve.ingress.openai_answers import Timing
+from serve.ingress.openai_answers import Extras
 from serve.ingress.sequence import Piece, ShownToken
+from serve.router.records import RouteRecord
 
 DONE = b"data: [DONE]\n\n"
+Explain = Callable[[], list[RouteRecord]]  # how the sequences of a job were routed
 CONTENT_MARK = "\x00content\x00"  # stands in a template where the text goes; no model id has it
 
 encode = msgspec.json.Encoder().encode
@@ -41,7 +44,7 @@ class Answer(Protocol):
         """Return the event for a piece; empty if there is nothing to say."""
 
     def end(self) -> bytes:
-        """Return the last events: usage, if it was asked for, and `[DONE]`."""
+        """Return the last events: usage and routing, if they were asked for, and `[DONE]`."""
 
 
 def sse(data: bytes) -> bytes:
@@ -55,8 +58,13 @@ def template_of(example: msgspec.Struct) -> tuple[bytes, bytes]:
     return head, tail
 
 
-def timing_of(choice: Choice, piece: Piece) -> Timing:
+def extras_of(explain: Explain | None) -> Extras | UnsetType:
+    """Return the part of an answer that explains its routing, if that was asked for."""
+    return UNSET if explain is None else Extras(routing=explain())
+
+
+def timing_of(choice: Choice, piece: Piece) -> Extras:
     """Return the timing part of an event."""
     if piece.finish_reason is None or choice.prefill is None:
-        return Timing(piece.emitted_s, piece.num_tokens)
-    return Timing(piece.emitted_s, piece.num_tokens, choice.prefill.queue_s, choice.prefill.prefill_s)
+        return Extras(piece.emitted_s, piece.num_tokens)
+    return Extras(piece.emitted_s, piece.num_tokens, choice.prefill.queue_s, choice.prefill.prefill_s)

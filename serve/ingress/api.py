@@ -2,13 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from serve.ingress.api_error import ApiError, from_exception, internal_error, printable
 from serve.ingress.backend import Backend
+from serve.ingress.debug_routes import REQUESTS_PREFIX, DebugRoutes
 from serve.ingress.exchange import ClientGone, Exchange, Handler, Receive, Scope, Send
 from serve.ingress.generation import Generation
 from serve.ingress.generation_routes import GenerationRoutes
+from serve.ingress.job_maker import JobMaker
 from serve.ingress.metrics import GatewayMetrics
 from serve.ingress.models import ServedModel
 from serve.ingress.operator_routes import OperatorRoutes
@@ -40,8 +42,10 @@ def make_app(
         logger: Gets one line for each request that fails.
     """
     by_id = {model.id: model for model in models}
-    metrics, work = GatewayMetrics(by_id, backend.fallbacks), TextWork()
-    generation = GenerationRoutes(by_id, Generation(backend, work), work, metrics, settings, backend.fallbacks)
+    metrics, work = GatewayMetrics(by_id, backend.fallbacks, backend.desk), TextWork()
+    jobs = JobMaker(work)
+    generation = GenerationRoutes(by_id, Generation(backend, work), jobs, metrics, settings, backend.fallbacks)
+    debug = DebugRoutes(by_id, jobs, backend.desk, settings)
     operator = OperatorRoutes(by_id, backend, metrics)
     text = TextRoutes(by_id, work, settings)
     document = operator.document(openapi_document(list(by_id)))
@@ -56,17 +60,24 @@ def make_app(
         "/openapi.json": {"GET": document},
         "/tokenize": {"POST": text.tokenize},
         "/detokenize": {"POST": text.detokenize},
+        "/debug/route": {"POST": debug.route},
     }
-    return GatewayApp(routes, operator.model, metrics, settings, work, logger)
+    patterns = {_MODEL_PREFIX: ("model", operator.model), REQUESTS_PREFIX: ("request", debug.request)}
+    return GatewayApp(routes, patterns, metrics, settings, work, logger)
 
 
 class GatewayApp:
-    """The ASGI application. Routing is a look-up: this API has one pattern only, a model's id."""
+    """The ASGI application. Routing is a look-up, but for ids, which may contain '/' and come last.
+
+    Args:
+        routes: Path to the handlers of its methods.
+        patterns: What stands before an id, to the id's name and the handler of GET.
+    """
 
     def __init__(
         self,
         routes: Routes,
-        show_model: Handler,
+        patterns: Mapping[str, tuple[str, Handler]],
         metrics: GatewayMetrics,
         settings: Callable[[], GatewaySettings],
         work: TextWork,
@@ -74,7 +85,7 @@ class GatewayApp:
     ) -> None:
         """Join what `make_app` made."""
         self._routes = routes
-        self._show_model = {"GET": show_model}
+        self._patterns = patterns
         self._metrics = metrics
         self._settings = settings
         self._work = work
@@ -114,12 +125,14 @@ class GatewayApp:
         methods = self._routes.get(path)
         exchange.endpoint = path
         if methods is None:
-            if not path.startswith(_MODEL_PREFIX) or path == _MODEL_PREFIX:
+            prefix = next((prefix for prefix in self._patterns if path.startswith(prefix) and path != prefix), None)
+            if prefix is None:
                 exchange.endpoint = ""  # any text could be a path, and a metric has a bounded number of labels
                 raise ApiError(
                     404, f"There is no {printable(path)}. GET /openapi.json lists what there is.", code="not_found"
                 )
-            methods, exchange.endpoint = self._show_model, _MODEL_PREFIX + "{model}"
+            name, show = self._patterns[prefix]
+            methods, exchange.endpoint = {"GET": show}, f"{prefix}{{{name}}}"
         handler = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
         if handler is None:
             allowed = ", ".join(methods)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from serve.core.request import GenerateRequest, TokenDelta
+from serve.ingress.routing_desk import RoutingDesk
+from serve.router.hints import NO_HINTS, RouteHints
 
 FAILED = "failed to start; see the log"  # in ModelReadiness.message: Serve has given up
 
@@ -31,10 +33,14 @@ class ModelReadiness:
 class Backend(Protocol):
     """Carries a sequence to a replica of its model, and its tokens back."""
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+    @property
+    def desk(self) -> RoutingDesk:
+        """What knows how sequences are routed, and were."""
+
+    def generate(self, request: GenerateRequest, hints: RouteHints = NO_HINTS) -> AsyncGenerator[TokenDelta, None]:
         """Stream a sequence as `Engine.generate` does; deltas that were queued together arrive merged.
 
-        Closing the generator cancels the sequence.
+        Closing the generator cancels the sequence. Its record at the desk is complete before its last delta arrives.
 
         Raises:
             RequestError, Overloaded, EngineDead: As the engine; EngineDead also if the connection to it is lost.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
-from serve.ingress.answer import CONTENT_MARK, DONE, Result, encode, sse, template_of, timing_of
+from serve.ingress.answer import CONTENT_MARK, DONE, Explain, Result, encode, extras_of, sse, template_of, timing_of
 from serve.ingress.job import Choice, Job
 from serve.ingress.logprobs import chat_logprobs
 from serve.ingress.openai_answers import (
@@ -16,7 +16,7 @@ from serve.ingress.openai_answers import (
     ChatCompletionChunk,
     ChatDelta,
     ChatLogprobs,
-    Timing,
+    Extras,
     Usage,
 )
 from serve.ingress.sequence import Piece, ShownToken
@@ -25,13 +25,22 @@ from serve.ingress.sequence import Piece, ShownToken
 class ChatAnswer:
     """Writes one chat answer; an `Answer`."""
 
-    def __init__(self, job: Job, trace_id: str, *, include_usage: bool = False, with_timing: bool = False) -> None:
+    def __init__(
+        self,
+        job: Job,
+        trace_id: str,
+        *,
+        include_usage: bool = False,
+        with_timing: bool = False,
+        explain: Explain | None = None,
+    ) -> None:
         """Begin the answer to a job."""
         self._job = job
         self._id = f"chatcmpl-{trace_id}"
         self._created = int(time.time())
         self._include_usage = include_usage
         self._with_timing = with_timing
+        self._explain = explain
         self._templates: dict[int, tuple[bytes, bytes]] = {}
 
     def whole(self, results: Sequence[Result]) -> bytes:
@@ -45,8 +54,8 @@ class ChatAnswer:
             )
             for choice, result in zip(self._job.choices, results, strict=True)
         ]
-        model, usage = self._job.model.id, self._job.usage()
-        return encode(ChatCompletion(self._id, "chat.completion", self._created, model, choices, usage))
+        model, usage, extras = self._job.model.id, self._job.usage(), extras_of(self._explain)
+        return encode(ChatCompletion(self._id, "chat.completion", self._created, model, choices, usage, extras))
 
     def _logprobs(self, tokens: Sequence[ShownToken]) -> ChatLogprobs | None:
         return chat_logprobs(tokens, self._job.model.text.bytes_of) if self._job.with_logprobs else None
@@ -70,10 +79,10 @@ class ChatAnswer:
         delta = ChatDelta("assistant" if first else UNSET, piece.text if first or piece.text else UNSET)
         logprobs = self._logprobs(piece.tokens) if piece.tokens else None
         part = ChatChunkChoice(choice.index, delta, logprobs, piece.finish_reason)  # type: ignore[arg-type]
-        return sse(encode(self._chunk([part], timing=timing_of(choice, piece) if self._with_timing else UNSET)))
+        return sse(encode(self._chunk([part], extras=timing_of(choice, piece) if self._with_timing else UNSET)))
 
     def _chunk(
-        self, choices: list[ChatChunkChoice], usage: Usage | None = None, timing: Timing | UnsetType = UNSET
+        self, choices: list[ChatChunkChoice], usage: Usage | None = None, extras: Extras | UnsetType = UNSET
     ) -> ChatCompletionChunk:
         return ChatCompletionChunk(
             self._id,
@@ -82,9 +91,11 @@ class ChatAnswer:
             self._job.model.id,
             choices,
             usage if self._include_usage else UNSET,
-            timing,
+            extras,
         )
 
     def end(self) -> bytes:
         """See `Answer`."""
-        return sse(encode(self._chunk([], self._job.usage()))) + DONE if self._include_usage else DONE
+        if not self._include_usage and self._explain is None:
+            return DONE
+        return sse(encode(self._chunk([], self._job.usage(), extras_of(self._explain)))) + DONE

@@ -5,23 +5,32 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
-from serve.ingress.answer import CONTENT_MARK, DONE, Result, encode, sse, template_of, timing_of
+from serve.ingress.answer import CONTENT_MARK, DONE, Explain, Result, encode, extras_of, sse, template_of, timing_of
 from serve.ingress.job import Choice, Job
 from serve.ingress.logprobs import completion_logprobs
-from serve.ingress.openai_answers import Completion, CompletionChoice, CompletionLogprobs, Timing, Usage
+from serve.ingress.openai_answers import Completion, CompletionChoice, CompletionLogprobs, Extras, Usage
 from serve.ingress.sequence import Piece, ShownToken
 
 
 class CompletionAnswer:
     """Writes one text completion; an `Answer`."""
 
-    def __init__(self, job: Job, trace_id: str, *, include_usage: bool = False, with_timing: bool = False) -> None:
+    def __init__(
+        self,
+        job: Job,
+        trace_id: str,
+        *,
+        include_usage: bool = False,
+        with_timing: bool = False,
+        explain: Explain | None = None,
+    ) -> None:
         """Begin the answer to a job."""
         self._job = job
         self._id = f"cmpl-{trace_id}"
         self._created = int(time.time())
         self._include_usage = include_usage
         self._with_timing = with_timing
+        self._explain = explain
         self._templates: dict[int, tuple[bytes, bytes]] = {}
         self._echoes: dict[int, str] = {}
 
@@ -31,7 +40,7 @@ class CompletionAnswer:
         for choice, result in zip(self._job.choices, results, strict=True):
             text, logprobs = self._begin(choice, "".join(result.text), result.tokens)
             choices.append(CompletionChoice(choice.index, text, logprobs, choice.text.finish_reason))  # type: ignore[arg-type]
-        return encode(self._completion(choices, self._job.usage()))
+        return encode(self._completion(choices, self._job.usage(), extras_of(self._explain)))
 
     def _begin(self, choice: Choice, text: str, tokens: Sequence[ShownToken]) -> tuple[str, CompletionLogprobs | None]:
         """Return text and logprobs with the prompt before them, if it is echoed."""
@@ -94,11 +103,14 @@ class CompletionAnswer:
         return sse(encode(self._completion([part], None, timing)))
 
     def _completion(
-        self, choices: list[CompletionChoice], usage: Usage | None, timing: Timing | UnsetType = UNSET
+        self, choices: list[CompletionChoice], usage: Usage | None, extras: Extras | UnsetType = UNSET
     ) -> Completion:
         shown = usage if usage is not None or self._include_usage else UNSET
-        return Completion(self._id, "text_completion", self._created, self._job.model.id, choices, shown, timing)
+        return Completion(self._id, "text_completion", self._created, self._job.model.id, choices, shown, extras)
 
     def end(self) -> bytes:
         """See `Answer`."""
-        return sse(encode(self._completion([], self._job.usage()))) + DONE if self._include_usage else DONE
+        if not self._include_usage and self._explain is None:
+            return DONE
+        usage = self._job.usage() if self._include_usage else None
+        return sse(encode(self._completion([], usage, extras_of(self._explain)))) + DONE

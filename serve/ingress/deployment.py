@@ -13,16 +13,22 @@ from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
+from serve.core.routing.settings import RoutingSettings, ServeRouterSettings
 from serve.core.strict_model import describe_mistakes
 from serve.datapath.listener import DeltaListener
 from serve.errors import ConfigError
 from serve.flags import missing_flags
 from serve.ingress.api import make_app
 from serve.ingress.exchange import Message, Receive, Scope, Send
-from serve.ingress.models import load_model
+from serve.ingress.gateway_peers import GatewayPeers, encode_records
+from serve.ingress.models import ServedModel, load_model
+from serve.ingress.routing_desk import RoutingDesk
 from serve.ingress.serve_backend import ServeBackend
 from serve.ingress.settings import GatewaySettings
 from serve.logs import configure_logging
+from serve.router import registry
+from serve.router.board import RoutingBoard
+from serve.router.subscriber import make_feeds
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +42,7 @@ class GatewayModel:
         directory: Its checkpoint directory.
         deployment_name: Its Serve deployment.
         context_limit: Tokens that its engine takes, if its settings say so.
+        routing: How its replicas are chosen.
         has_fallback: Whether another engine may serve it.
     """
 
@@ -43,6 +50,7 @@ class GatewayModel:
     directory: str
     deployment_name: str
     context_limit: int | None
+    routing: RoutingSettings
     has_fallback: bool = False
 
 
@@ -66,16 +74,16 @@ class Gateway:
         sys.setswitchinterval(0.001)  # a thread that renders or tokenizes a long prompt yields to the streams sooner
         self._configured = limits
         self._settings: GatewaySettings | None = None
-        self._models = [
-            await asyncio.to_thread(load_model, model.id, Path(model.directory), context_tokens=model.context_limit)
-            for model in models
-        ]
+        self._models = [await asyncio.to_thread(_load, model) for model in models]
         self._listener = DeltaListener(ray.util.get_node_ip_address())
         await self._listener.start()
-        app_name = ray_serve.get_replica_context().app_name
+        replica = ray_serve.get_replica_context()
+        self._boards = _make_boards(replica.app_name, models)
+        self._peers = GatewayPeers(replica.app_name, replica.deployment)
+        self._desk = RoutingDesk(self._boards, self._limits, replica.replica_id.unique_id, self._peers.ask)
         deployments = {model.id: model.deployment_name for model in models}
         with_fallback = [model.id for model in models if model.has_fallback]
-        self._backend = ServeBackend(handles, deployments, app_name, self._listener, with_fallback)
+        self._backend = ServeBackend(handles, deployments, replica.app_name, self._listener, self._desk, with_fallback)
         if missing := missing_flags():
             logger.warning(
                 "Running without %s: streaming costs several times more CPU. Start Ray with `raytrt up`, or put "
@@ -102,8 +110,15 @@ class Gateway:
             logger.info("New settings: %s", user_config)
         self._settings = settings
 
+    def _limits(self) -> GatewaySettings:
+        return self._settings or self._configured
+
+    async def routing_records(self, request_id: str) -> bytes:
+        """Called by other gateways: what this one knows of the sequences of a request, as `encode_records` has it."""
+        return encode_records(self._desk.local_records(request_id))
+
     def __serve_build_asgi_app__(self) -> Any:
-        app = make_app(self._models, self._backend, lambda: self._settings or self._configured, logger)
+        app = make_app(self._models, self._backend, self._limits, logger)
 
         async def without_request_id(scope: Scope, receive: Receive, send: Send) -> None:
             async def send_head(message: Message) -> None:
@@ -118,5 +133,30 @@ class Gateway:
     async def __del__(self) -> None:
         if hasattr(self, "_backend"):
             self._backend.close()
+        if hasattr(self, "_desk"):
+            await self._desk.close()
+            for board in self._boards.values():
+                board.shut()
         if hasattr(self, "_listener"):
             await self._listener.close()
+
+
+def _load(model: GatewayModel) -> ServedModel:
+    routing = model.routing
+    return load_model(
+        model.id,
+        Path(model.directory),
+        context_tokens=model.context_limit,
+        session_header=routing.session_header,
+        tenant_header=routing.tenant_header,
+    )
+
+
+def _make_boards(app_name: str, models: Sequence[GatewayModel]) -> dict[str, RoutingBoard]:
+    """Return a board for each model that we route, where Serve's router will find it."""
+    boards = {}
+    for model in models:
+        if not isinstance(model.routing, ServeRouterSettings):
+            boards[model.id] = RoutingBoard(model.id, model.routing, make_feeds)
+            registry.register(app_name, model.deployment_name, boards[model.id])
+    return boards

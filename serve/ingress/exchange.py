@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serve.ingress.api_error import ApiError
+from serve.ingress.api_error import ApiError, printable
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -40,16 +40,19 @@ class Exchange:
         trace_id: Random; unique, unlike `request_id`.
         request_id: Taken from the client's x-request-id if it is sane, else `trace_id`.
         wants_timing: Whether x-raytrt-timing asks for timestamps in a stream.
+        wants_explanation: Whether x-raytrt-explain asks how the request was routed.
         started_s: `time.monotonic()` when the request was seen.
         status: Of the answer; 0 as long as none was sent.
         model, endpoint: Labels for metrics and logs; set by the handler.
         fallback: The engine that serves the model in the place of the configured one; set by the handler.
+        replicas: Those that serve it, if it wants an explanation; set by the handler.
     """
 
     __slots__ = (
         "_content_length",
         "_content_type",
         "_ended",
+        "_headers",
         "_raw_send",
         "endpoint",
         "fallback",
@@ -57,10 +60,12 @@ class Exchange:
         "model",
         "path",
         "receive",
+        "replicas",
         "request_id",
         "started_s",
         "status",
         "trace_id",
+        "wants_explanation",
         "wants_timing",
     )
 
@@ -76,6 +81,7 @@ class Exchange:
         self.trace_id = os.urandom(12).hex()
         self.request_id = self.trace_id
         self.wants_timing = False
+        self.wants_explanation = False
         self._content_type: bytes | None = None
         self._content_length: bytes | None = None
         self.status = 0
@@ -83,7 +89,9 @@ class Exchange:
         self.model = ""
         self.fallback = ""
         self.endpoint = ""
-        for name, value in scope["headers"]:
+        self.replicas = ""
+        self._headers: Headers = scope["headers"]
+        for name, value in self._headers:
             if name == b"content-type":
                 self._content_type = value
             elif name == b"content-length":
@@ -93,6 +101,16 @@ class Exchange:
                     self.request_id = value.decode("ascii")
             elif name == b"x-raytrt-timing":
                 self.wants_timing = value == b"1"
+            elif name == b"x-raytrt-explain":
+                self.wants_explanation = value == b"1"
+
+    def label(self, header: str) -> str:
+        """Return a header of the client's choice as text that is safe to show and to log; empty if there is none."""
+        wanted = header.encode("ascii")
+        for name, value in self._headers:
+            if name == wanted:
+                return printable(value.decode("utf-8", "replace").strip())
+        return ""
 
     async def read_json(self, max_bytes: int) -> bytes:
         """Return the body of a request that should hold JSON.
@@ -138,6 +156,7 @@ class Exchange:
             (b"x-request-id", self.request_id.encode("ascii")),
             (b"x-response-time", b"%.3fms" % elapsed_ms),
             *([(b"x-raytrt-fallback", self.fallback.encode("ascii", "replace"))] if self.fallback else ()),
+            *([(b"x-raytrt-replica", self.replicas.encode("ascii", "replace"))] if self.replicas else ()),
         ]
 
     async def send_json(self, body: bytes, status: int = 200, headers: Headers = _JSON) -> None:

@@ -17,6 +17,7 @@ from serve.ingress.sequence import Piece, merge_pieces
 from serve.ingress.sequence_clock import SequenceClock
 from serve.ingress.settings import GatewaySettings
 from serve.ingress.text_work import TextWork
+from serve.router.records import RouteRecord
 
 _CHARS_PER_LOGPROB = 16  # writing the log probability of a token costs about as much as tokenizing so many characters
 
@@ -61,7 +62,7 @@ class Generation:
             ClientGone: It did.
             RequestError, Overloaded, EngineDead: As the backend; the other sequences have been cancelled.
         """
-        pieces = fan_in([self._pieces(choice, exchange, metrics) for choice in job.choices], _merge)
+        pieces = fan_in([self._pieces(choice, job, exchange, metrics) for choice in job.choices], _merge)
         try:
             async with cancel_on_disconnect(exchange.receive) as watch, aclosing(pieces):
                 await (self._stream if stream else self._collect)(exchange, job, answer, pieces, watch)
@@ -82,7 +83,7 @@ class Generation:
                     entries = sum(len(result.tokens) for result in results) + _echoed_tokens(job, job.choices)
                     body = await self._work.run(entries * _CHARS_PER_LOGPROB, partial(answer.whole, results))
                     watch.stop()
-                    exchange.fallback = _fallback(job)
+                    self._note_origin(exchange, job)
                     await exchange.send_json(body)
 
     async def _stream(
@@ -97,7 +98,7 @@ class Generation:
             else:
                 event = answer.event(choice, piece)
             if not exchange.status:  # only now: until something is there, a refusal can still have its own status
-                exchange.fallback = _fallback(job)
+                self._note_origin(exchange, job)
                 await exchange.start_events()
             if piece.finish_reason is not None:
                 running -= 1
@@ -108,11 +109,23 @@ class Generation:
             if event:
                 await exchange.send_events(event)
 
-    async def _pieces(self, choice: Choice, exchange: Exchange, metrics: ModelMetrics) -> _Pieces:
+    def explain(self, job: Job) -> list[RouteRecord]:
+        """Return how the sequences of a job were routed, as far as that is known here."""
+        records = [self._backend.desk.record(choice.request.request_id) for choice in job.choices]
+        return [record for record in records if record is not None]
+
+    def _note_origin(self, exchange: Exchange, job: Job) -> None:
+        """Say who gives the answer, as far as that is known now."""
+        exchange.fallback = _fallback(job)
+        if exchange.wants_explanation:
+            replicas = [record.replica for record in self.explain(job) if record.replica]
+            exchange.replicas = ", ".join(dict.fromkeys(replicas))
+
+    async def _pieces(self, choice: Choice, job: Job, exchange: Exchange, metrics: ModelMetrics) -> _Pieces:
         """Generate one sequence, until the engine or a stop string ends it."""
         text, clock, last = choice.text, SequenceClock(metrics, exchange.started_s), None
         try:
-            async with aclosing(self._backend.generate(choice.request)) as deltas:
+            async with aclosing(self._backend.generate(choice.request, job.hints)) as deltas:
                 async for delta in deltas:
                     if delta.prefill is not None:
                         choice.prefill = delta.prefill

@@ -6,27 +6,20 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 import msgspec
 
 from serve.errors import RequestError
-from serve.ingress.answer import Answer
+from serve.ingress.answer import Answer, Explain
 from serve.ingress.api_error import ApiError
 from serve.ingress.chat import ChatAnswer
 from serve.ingress.completion import CompletionAnswer
 from serve.ingress.decoding import decode_body
 from serve.ingress.exchange import Exchange
 from serve.ingress.generation import Generation
-from serve.ingress.job import Job, make_job
+from serve.ingress.job import Job
+from serve.ingress.job_maker import JobMaker
 from serve.ingress.metrics import GatewayMetrics
 from serve.ingress.models import ServedModel, find_model
 from serve.ingress.openai import ChatCompletionRequest, CompletionRequest, GenerationFields
-from serve.ingress.prompts import chat_prompt, completion_prompts, prompt_count
-from serve.ingress.sampling import (
-    chat_max_tokens,
-    chat_sampling,
-    completion_output_limit,
-    completion_sampling,
-    output_limit,
-)
+from serve.ingress.prompts import prompt_count
 from serve.ingress.settings import GatewaySettings
-from serve.ingress.text_work import TextWork
 from serve.ingress.unsupported import check_chat, check_completion
 
 
@@ -37,7 +30,7 @@ class GenerationRoutes:
         self,
         models: Mapping[str, ServedModel],
         generation: Generation,
-        work: TextWork,
+        jobs: JobMaker,
         metrics: GatewayMetrics,
         settings: Callable[[], GatewaySettings],
         fallbacks: Callable[[], Mapping[str, str]],
@@ -45,7 +38,7 @@ class GenerationRoutes:
         """Join what `make_app` made."""
         self._models = models
         self._generation = generation
-        self._work = work
+        self._jobs = jobs
         self._metrics = metrics
         self._settings = settings
         self._fallbacks = fallbacks
@@ -58,18 +51,13 @@ class GenerationRoutes:
         request = decode_body(self._chat_decoder, await exchange.read_json(settings.max_body_bytes))
         model = find_model(self._models, request.model)
         self._note_model(exchange, model)
+        exchange.wants_explanation &= settings.debug_routes
         check_chat(request)
 
         async def prepare() -> tuple[Job, Answer]:
-            asked = chat_max_tokens(request)
-            prompt = await chat_prompt(request, model, self._work)
-            limit = output_limit(
-                len(prompt.packed) // 4, asked, settings.default_max_tokens, model.context_tokens, "messages"
-            )
-            sampling = chat_sampling(request, model, limit)
-            job = make_job(request, model, [(prompt, sampling)], exchange.trace_id)
-            usage, timing = _wants_usage(request), exchange.wants_timing
-            return job, ChatAnswer(job, exchange.trace_id, include_usage=usage, with_timing=timing)
+            job = await self._jobs.chat(exchange, request, model, settings)
+            usage, timing, explain = _wants_usage(request), exchange.wants_timing, self._explain(exchange, job)
+            return job, ChatAnswer(job, exchange.trace_id, include_usage=usage, with_timing=timing, explain=explain)
 
         await self._run(exchange, request, 1, prepare, settings)
 
@@ -79,19 +67,22 @@ class GenerationRoutes:
         request = decode_body(self._completion_decoder, await exchange.read_json(settings.max_body_bytes))
         model = find_model(self._models, request.model)
         self._note_model(exchange, model)
+        exchange.wants_explanation &= settings.debug_routes
         check_completion(request)
 
         async def prepare() -> tuple[Job, Answer]:
-            prompts = [
-                (prompt, completion_sampling(request, model, limit))
-                for prompt in await completion_prompts(request, model, self._work)
-                for limit in [completion_output_limit(request, len(prompt.packed) // 4, model.context_tokens)]
-            ]
-            job = make_job(request, model, prompts, exchange.trace_id, echo=request.echo is True)
-            usage, timing = _wants_usage(request), exchange.wants_timing
-            return job, CompletionAnswer(job, exchange.trace_id, include_usage=usage, with_timing=timing)
+            job = await self._jobs.complete(exchange, request, model)
+            usage, timing, explain = _wants_usage(request), exchange.wants_timing, self._explain(exchange, job)
+            return job, CompletionAnswer(
+                job, exchange.trace_id, include_usage=usage, with_timing=timing, explain=explain
+            )
 
         await self._run(exchange, request, prompt_count(request), prepare, settings)
+
+    def _explain(self, exchange: Exchange, job: Job) -> Explain | None:
+        if not exchange.wants_explanation:
+            return None
+        return lambda: self._generation.explain(job)
 
     def _note_model(self, exchange: Exchange, model: ServedModel) -> None:
         """Say which model an answer is about, also if it is an error; the answer of a replica knows its engine best."""

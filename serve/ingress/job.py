@@ -12,6 +12,7 @@ from serve.ingress.openai_answers import PromptTokensDetails, Usage
 from serve.ingress.prompts import Prompt
 from serve.ingress.sampling import seed_of_choice, stop_strings
 from serve.ingress.sequence import SequenceText
+from serve.router.hints import NO_HINTS, RouteHints
 
 _CONTEXT_TOKENS = 8  # of the prompt, for the detokenizer
 
@@ -45,6 +46,7 @@ class Job:
         per_prompt: How many of them each prompt has: n.
         echo: Whether the prompt comes before the text.
         with_logprobs: Whether tokens and their log probabilities are part of the answer.
+        hints: What routing may know.
     """
 
     model: ServedModel
@@ -52,6 +54,7 @@ class Job:
     per_prompt: int
     echo: bool = False
     with_logprobs: bool = False
+    hints: RouteHints = NO_HINTS
 
     def usage(self) -> Usage:
         """Return the usage so far. A prompt counts once; as cached, what all its sequences found cached."""
@@ -72,6 +75,7 @@ def make_job(
     trace_id: str,
     *,
     echo: bool = False,
+    hints: RouteHints = NO_HINTS,
 ) -> Job:
     """Return the sequences of a request.
 
@@ -81,6 +85,7 @@ def make_job(
         prompts: Each with how to sample what follows.
         trace_id: Unique; the ids of the sequences begin with it.
         echo: Whether the prompt comes before the text.
+        hints: What routing may know.
     """
     n, stops = fields.n or 1, stop_strings(fields)
     include_stop, skip_special = fields.include_stop_str_in_output is True, fields.skip_special_tokens is not False
@@ -107,4 +112,4 @@ def make_job(
                 with_logprobs=sampling.logprobs is not None,
             )
             choices.append(Choice(index, prompt, request, text))
-    return Job(model, choices, n, echo, prompts[0][1].logprobs is not None)
+    return Job(model, choices, n, echo, prompts[0][1].logprobs is not None, hints)

@@ -21,6 +21,8 @@ from prometheus_client.registry import Collector
 
 from serve import telemetry
 from serve.core.histogram import Histogram
+from serve.ingress.routing_desk import RoutingDesk
+from serve.ingress.routing_metrics import routing_families
 from serve.telemetry import Metric
 
 
@@ -59,9 +61,10 @@ class ModelMetrics:
 class GatewayMetrics(Collector):
     """All that one gateway counts, in a registry of its own."""
 
-    def __init__(self, models: Iterable[str], fallbacks: Callable[[], Mapping[str, str]]) -> None:
-        """Start at zero for each model id; `fallbacks` are asked for when someone reads the numbers."""
+    def __init__(self, models: Iterable[str], fallbacks: Callable[[], Mapping[str, str]], desk: RoutingDesk) -> None:
+        """Start at zero for each model id; `fallbacks` and `desk` are asked when someone reads the numbers."""
         self._fallbacks = fallbacks
+        self._desk = desk
         self.models = {model: ModelMetrics() for model in models}
         self.requests_in_flight = 0
         self._requests: Counter[tuple[str, str, int]] = Counter()
@@ -102,6 +105,7 @@ class GatewayMetrics(Collector):
         for model in self.models:
             active.add_metric([model], float(model in fallbacks))
         yield active
+        yield from routing_families(self._desk)
 
     def _numbers(self, metric: Metric, attribute: str) -> PrometheusMetric:
         make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily

@@ -22,6 +22,7 @@ class ServedModel:
         vocab_size: Token ids are below this.
         created: Unix time, for GET /v1/models.
         owned_by: For GET /v1/models.
+        session_header, tenant_header: Request headers that name session and tenant; lower case.
     """
 
     id: str
@@ -30,6 +31,8 @@ class ServedModel:
     vocab_size: int
     created: int = field(default_factory=lambda: int(time.time()))
     owned_by: str = "raytrt"
+    session_header: str = "x-session-id"
+    tenant_header: str = "x-tenant-id"
 
 
 def load_model(
@@ -39,6 +42,8 @@ def load_model(
     context_tokens: int | None = None,
     created: int | None = None,
     owned_by: str = "raytrt",
+    session_header: str = "x-session-id",
+    tenant_header: str = "x-tenant-id",
 ) -> ServedModel:
     """Read the text side of a model from its directory. Blocks, up to a second for a large vocabulary.
 
@@ -49,6 +54,8 @@ def load_model(
         context_tokens: What the engine can hold, if that may be less than what the model's files say.
         created: Unix time; None: now.
         owned_by: Who is said to own it.
+        session_header: Request header that names a session.
+        tenant_header: Request header that names the tenant.
 
     Raises:
         ConfigError: A file is missing or broken, or no file says how long the context is.
@@ -67,6 +74,8 @@ def load_model(
         vocab_size=files.vocab_size,
         created=int(time.time()) if created is None else created,
         owned_by=owned_by,
+        session_header=session_header,
+        tenant_header=tenant_header,
     )
 
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from serve.router.records import RouteRecord
+
 FinishReasonName = Literal["stop", "length"]
 
 
@@ -63,6 +65,24 @@ class ChatChoice(Struct, frozen=True):
     finish_reason: FinishReasonName
 
 
+class Extras(Struct, frozen=True):
+    """What RayTRT adds to an answer when a request header asks for it.
+
+    Attributes:
+        emitted_s: With x-raytrt-timing: 1, in every chunk: `time.monotonic()` of the engine's host when the first of
+            these tokens was emitted; 0 if unknown.
+        tokens: In the same chunks: tokens that the chunk stands for.
+        queue_s, prefill_s: In the last of these chunks: how long the sequence waited, and its prefill took.
+        routing: With x-raytrt-explain: 1, in the answer or in the last chunk of a stream: how each sequence was routed.
+    """
+
+    emitted_s: float | UnsetType = UNSET
+    tokens: int | UnsetType = UNSET
+    queue_s: float | UnsetType = UNSET
+    prefill_s: float | UnsetType = UNSET
+    routing: list[RouteRecord] | UnsetType = UNSET
+
+
 class ChatCompletion(Struct, frozen=True):
     """Answer of POST /v1/chat/completions."""
 
@@ -72,21 +92,7 @@ class ChatCompletion(Struct, frozen=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-
-
-class Timing(Struct, frozen=True):
-    """Added to every chunk when the request header x-raytrt-timing is 1.
-
-    Attributes:
-        emitted_s: `time.monotonic()` of the engine's host when the first of these tokens was emitted; 0 if unknown.
-        tokens: Tokens that the chunk stands for.
-        queue_s, prefill_s: In the last chunk of a sequence: how long it waited, and its prefill took.
-    """
-
-    emitted_s: float
-    tokens: int
-    queue_s: float | UnsetType = UNSET
-    prefill_s: float | UnsetType = UNSET
+    raytrt: Extras | UnsetType = UNSET
 
 
 class ChatDelta(Struct, frozen=True):
@@ -114,7 +120,7 @@ class ChatCompletionChunk(Struct, frozen=True):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
-    raytrt: Timing | UnsetType = UNSET
+    raytrt: Extras | UnsetType = UNSET
 
 
 class CompletionLogprobs(Struct, frozen=True):
@@ -144,7 +150,7 @@ class Completion(Struct, frozen=True):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
-    raytrt: Timing | UnsetType = UNSET
+    raytrt: Extras | UnsetType = UNSET
 
 
 class Model(Struct, frozen=True):
@@ -210,3 +216,17 @@ class Readiness(Struct, frozen=True):
 
     ready: bool
     models: list[ReadyModel]
+
+
+class RoutedRequest(Struct, frozen=True):
+    """Answer of GET /debug/requests/{request}: how its sequences were routed."""
+
+    request_id: str
+    sequences: list[RouteRecord]
+
+
+class RoutePreview(Struct, frozen=True):
+    """Answer of POST /debug/route: where each prompt of a request would go now. Nothing was run."""
+
+    model: str
+    prompts: list[RouteRecord]

@@ -23,6 +23,8 @@ from serve.datapath.listener import DeltaListener, DeltaStream
 from serve.errors import EngineDead, Overloaded, RayTRTError
 from serve.ingress.backend import FAILED, ModelReadiness
 from serve.ingress.fallback_watch import FallbackWatch
+from serve.ingress.routing_desk import RoutingDesk
+from serve.router.hints import NO_HINTS, RouteHints
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class ServeBackend:
         deployments: Model id to that deployment's name.
         app_name: The Serve application that they belong to.
         listener: Started; receives the deltas.
+        desk: Hears of every sequence. Its boards are registered already.
         with_fallback: Models that have one.
     """
 
@@ -48,8 +51,13 @@ class ServeBackend:
         deployments: Mapping[str, str],
         app_name: str,
         listener: DeltaListener,
+        desk: RoutingDesk,
         with_fallback: Collection[str] = (),
     ) -> None:
+        for handle in handles.values():
+            # The router on this loop, also where the process-wide switch is not set: boards belong to one loop. Serve
+            # has no public way to say so for a single handle.
+            handle._init(_run_router_in_separate_loop=False)
         # gRPC instead of the object store also where the process-wide switch is not set; pickle, because a request
         # knows how to pickle itself.
         self._methods = {
@@ -59,6 +67,7 @@ class ServeBackend:
         self._deployments = dict(deployments)
         self._app_name = app_name
         self._listener = listener
+        self._desk = desk
         self._fallbacks = FallbackWatch({model: handles[model] for model in with_fallback})
         self._fallbacks.start()
         self._calls: set[asyncio.Task[None]] = set()
@@ -66,10 +75,18 @@ class ServeBackend:
         self._readiness_at_s = float("-inf")
         self._refresh: asyncio.Task[list[ModelReadiness]] | None = None
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+    @property
+    def desk(self) -> RoutingDesk:
+        """See `Backend.desk`."""
+        return self._desk
+
+    async def generate(
+        self, request: GenerateRequest, hints: RouteHints = NO_HINTS
+    ) -> AsyncGenerator[TokenDelta, None]:
         """Stream a sequence; see `Backend.generate`."""
         address, stream = self._listener.open()
         request = msgspec.structs.replace(request, reply_to=address.to_text())
+        trace = self._desk.begin(request, hints)  # before the call, on whose way Serve's router asks what is known
         # An empty context of its own: Serve's router indexes waiting calls by the HTTP request that they belong to, and
         # loses all but one of those that share it (n > 1, batches). Cancelling is done below, not by inheritance.
         call = asyncio.get_running_loop().create_task(
@@ -77,17 +94,24 @@ class ServeBackend:
         )
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
-        finished = False
+        reason, failed = None, False
         try:
-            while not finished:
+            while reason is None:
                 delta = await stream.next()
-                finished = delta.finish_reason is not None
+                reason = delta.finish_reason
+                self._desk.note(trace, delta, stream.replica_id)
+                if reason is not None:
+                    self._desk.end(trace, request, reason)
                 yield delta
+        except RayTRTError:
+            failed = True
+            raise
         finally:
             self._listener.close_stream(address)
             stream.closed = True
-            if not finished:
+            if reason is None:
                 call.cancel()
+                self._desk.end(trace, request, None, failed=failed)
 
     async def _call(self, generate: DeploymentHandle, request: GenerateRequest, stream: DeltaStream) -> None:
         try:

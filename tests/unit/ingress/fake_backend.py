@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from serve.core.request import FinishReason, GenerateRequest, PrefillInfo, TokenDelta, TokenLogprob
 from serve.ingress.backend import ModelReadiness
+from serve.ingress.routing_desk import RoutingDesk
+from serve.router.hints import NO_HINTS, RouteHints
 
 Script = Callable[[GenerateRequest], AsyncGenerator[TokenDelta, None]]
 
@@ -99,6 +102,7 @@ class FakeBackend:
         running: Sequences that are neither finished nor closed.
         cancelled: Ids of those that were closed before their end.
         served_by_fallback: What `fallbacks` says.
+        desk: Hears of every sequence. A sequence of a model that has a board goes to the board's first choice.
     """
 
     script: Script | list[Script]
@@ -107,9 +111,35 @@ class FakeBackend:
     running: int = 0
     cancelled: list[str] = field(default_factory=list)
     served_by_fallback: dict[str, str] = field(default_factory=dict)
+    desk: RoutingDesk = field(default_factory=lambda: RoutingDesk({}))
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def generate(
+        self, request: GenerateRequest, hints: RouteHints = NO_HINTS
+    ) -> AsyncGenerator[TokenDelta, None]:
         """See `Backend.generate`."""
+        trace, reason = self.desk.begin(request, hints), None
+        replica_id = self._route(request)
+        try:
+            async with aclosing(self._run(request)) as deltas:
+                async for delta in deltas:
+                    reason = delta.finish_reason
+                    self.desk.note(trace, delta, replica_id)
+                    if reason is not None:
+                        self.desk.end(trace, request, reason)
+                    yield delta
+        finally:
+            if reason is None:
+                self.desk.end(trace, request, None)
+
+    def _route(self, request: GenerateRequest) -> str:
+        board = self.desk.boards.get(request.model)
+        choice = board.choose(request) if board is not None else None
+        if board is None or choice is None:
+            return "only"
+        board.accepted(request.request_id, choice.ranked[0])
+        return choice.ranked[0]
+
+    async def _run(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         script = self.script.pop(0) if isinstance(self.script, list) else self.script
         self.requests.append(request)
         self.running += 1

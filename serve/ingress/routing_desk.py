@@ -1,0 +1,147 @@
+"""RoutingDesk: what the gateway tells routing of its sequences, and what it can say about them afterwards."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from serve.core.request import FinishReason, GenerateRequest, TokenDelta
+from serve.ingress.settings import GatewaySettings
+from serve.router.board import RoutingBoard
+from serve.router.hints import RouteHints
+from serve.router.logged_request import logged_request
+from serve.router.records import RouteRecord, make_record
+from serve.router.request_log_writer import LogTarget, RequestLogWriter
+from serve.router.trace import RouteState, RouteTrace
+from serve.router.trace_book import TraceBook
+
+AskPeers = Callable[[str], Awaitable[list[RouteRecord]]]
+
+
+async def no_peers(request_id: str) -> list[RouteRecord]:
+    """There is one gateway."""
+    return []
+
+
+class RoutingDesk:
+    """Routing of all models of one gateway process. One event loop uses it.
+
+    Args:
+        boards: Model id to its board; without those that Ray Serve's own router places.
+        settings: Returns the settings in force.
+        gateway_id: Unique among the gateways; names its request log.
+        ask_peers: Asks the other gateways for the records of a request; may fail with any exception.
+    """
+
+    def __init__(
+        self,
+        boards: Mapping[str, RoutingBoard],
+        settings: Callable[[], GatewaySettings] = GatewaySettings,
+        gateway_id: str = "gateway",
+        ask_peers: AskPeers = no_peers,
+    ) -> None:
+        self.boards = boards
+        self._settings = settings
+        self._gateway_id = gateway_id
+        self._ask_peers = ask_peers
+        self._book = TraceBook()
+        self._log = RequestLogWriter()
+        self._log_settings: GatewaySettings | None = None
+
+    # Sequences
+
+    def begin(self, request: GenerateRequest, hints: RouteHints) -> RouteTrace:
+        """A sequence is about to be sent to a replica; `end` has to follow."""
+        trace = RouteTrace(request, hints, time.monotonic())
+        self._book.add(trace)
+        board = self.boards.get(request.model)
+        if board is not None:
+            board.open(trace)
+            self._follow_settings()
+            if self._log.is_open:
+                trace.output = []
+        return trace
+
+    def note(self, trace: RouteTrace, delta: TokenDelta, replica_id: str) -> None:
+        """A delta of a sequence has come from a replica."""
+        trace.output_tokens += len(delta.token_ids)
+        if trace.output is not None:
+            trace.output.extend(delta.token_ids)
+        if not trace.first_s:
+            self._note_first(trace, delta, replica_id)
+
+    def _note_first(self, trace: RouteTrace, delta: TokenDelta, replica_id: str) -> None:
+        if delta.prefill is not None:
+            trace.prefill = delta.prefill
+        if not delta.token_ids and delta.finish_reason is None:
+            return
+        if not trace.replica_id:  # Ray Serve's own router does not say it, and ours may be slower than the token
+            trace.replica_id = replica_id
+        trace.first_s, trace.state = time.monotonic(), RouteState.STREAMING
+        board = self.boards.get(trace.model)
+        if board is not None:
+            board.began(trace)
+
+    def end(
+        self, trace: RouteTrace, request: GenerateRequest, reason: FinishReason | None, *, failed: bool = False
+    ) -> None:
+        """A sequence has ended; without a reason, its client or an error ended it."""
+        now_s = time.monotonic()
+        trace.ended_s = now_s
+        if trace.first_s:
+            trace.last_s = now_s
+        if reason is not None:
+            trace.finish_reason, trace.state = str(reason), RouteState.FINISHED
+        else:
+            trace.state = RouteState.FAILED if failed else RouteState.CANCELLED
+        board = self.boards.get(trace.model)
+        if board is not None:
+            if trace.output is not None and board.tokens_per_block:
+                self._log.write(logged_request(trace, request, time.time(), board.tokens_per_block))
+            board.close(trace)
+        trace.output = None
+        self._book.ended(trace, self._settings().routing_records)
+
+    # Questions
+
+    @property
+    def log_dropped(self) -> int:
+        """Lines that are missing in the request log."""
+        return self._log.dropped
+
+    def record(self, sequence_id: str) -> RouteRecord | None:
+        """Return what is known of a sequence of this gateway."""
+        trace = self._book.sequence(sequence_id)
+        return None if trace is None else make_record(trace)
+
+    def local_records(self, request_id: str) -> list[RouteRecord]:
+        """Return what this gateway knows of the sequences of an HTTP request."""
+        return [make_record(trace) for trace in self._book.request(request_id)]
+
+    async def records(self, request_id: str) -> list[RouteRecord]:
+        """The same, of all gateways, if this one knows nothing; empty if none does."""
+        return self.local_records(request_id) or await self._ask_peers(request_id)
+
+    def preview(self, request: GenerateRequest, hints: RouteHints) -> RouteRecord | None:
+        """Return where a sequence would go now; None if that is not decided here."""
+        board = self.boards.get(request.model)
+        if board is None:
+            return None
+        trace = RouteTrace(request, hints, time.monotonic())
+        board.preview(request, trace)
+        return make_record(trace)
+
+    async def close(self) -> None:
+        """Write what is left of the request log."""
+        await self._log.close()
+
+    def _follow_settings(self) -> None:
+        settings = self._settings()
+        if settings is self._log_settings:
+            return
+        self._log_settings = settings
+        target = None
+        if settings.request_log is not None:
+            path = Path(settings.request_log)
+            path = path.with_name(f"{path.stem}.{self._gateway_id}{path.suffix}")
+            target = LogTarget(path, settings.request_log_max_bytes, settings.request_log_max_files)
+        self._log.set_target(target)
