@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from serve.core.routing.settings import RoutingSettings
 from serve.errors import ConfigError
 from sim.arguments import add_arguments, overrides, positive_counts
 from sim.deployment import SimDeployment, make_deployment, read_deployment
@@ -11,7 +12,7 @@ from sim.measured import measured
 from sim.metrics import Summary, summarize
 from sim.options import SimOptions
 from sim.plot import write_plot
-from sim.policies import Candidate, parse_candidate, parse_candidates
+from sim.policies import Candidate, configured_candidate, parse_candidate, parse_candidates
 from sim.progress import terminal_progress
 from sim.recommend import predictive_grid, recommend
 from sim.report import Report
@@ -40,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     slo = _slo(arguments)
     workload, deployment = _workload_and_deployment(arguments)
-    candidates = _candidates(arguments)
+    configured = None if deployment.routing is None else configured_candidate(deployment.routing)
+    candidates = _candidates(arguments, configured)
     counts = positive_counts("--replicas", arguments.replicas) if arguments.replicas else [deployment.replicas or 1]
     for note in deployment.notes:
         print(f"raytrt simulate: note: {note}", file=sys.stderr)
@@ -49,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     advice = []
     if arguments.recommend:
         groups = [[result for result in results if result.case.replicas == count] for count in counts]
-        advice = [recommend(group, slo, None, arguments.seed) for group in groups]
+        in_use = None if configured is None else configured.label
+        advice = [recommend(group, slo, in_use, arguments.seed) for group in groups]
     report = Report(workload, deployment, slo, tuple(summaries), measured(workload.requests), tuple(advice))
     print(report.json() if arguments.json else report.text())
     if arguments.plot is not None:
@@ -83,12 +86,20 @@ def _deployment(arguments: argparse.Namespace, tokens_per_block: int | None) -> 
     return read_deployment(arguments.config, arguments.config_model, changes)
 
 
-def _candidates(arguments: argparse.Namespace) -> list[Candidate]:
+def _candidates(arguments: argparse.Namespace, configured: Candidate | None) -> list[Candidate]:
+    """Return the policies to simulate, the configured one first."""
+    first = [] if configured is None else [configured]
     if arguments.policy is not None:
-        return parse_candidates(arguments.policy)
-    if arguments.recommend:
-        return [*parse_candidates("all"), *predictive_grid(parse_candidate("predictive"))]
-    return parse_candidates("predictive,round_robin")
+        others = parse_candidates(arguments.policy)
+        first = first if arguments.recommend else []
+    elif arguments.recommend:
+        others = [*parse_candidates("all"), *predictive_grid(parse_candidate("predictive"))]
+    else:
+        others = parse_candidates("predictive,round_robin")
+    if configured is not None:
+        others = [candidate.beside(configured.settings) for candidate in others]
+    by_label = {candidate.label: candidate for candidate in [*others, *first]}
+    return [by_label[label] for label in dict.fromkeys(candidate.label for candidate in [*first, *others])]
 
 
 def _simulate(
@@ -99,6 +110,7 @@ def _simulate(
         delay_s=arguments.delay_ms * 1e-3,
         publish_interval_s=arguments.publish_interval_ms * 1e-3,
         max_tokens=arguments.max_tokens,
+        max_index_blocks=(deployment.routing or RoutingSettings()).max_index_blocks,
         seed=arguments.seed,
     )
     progress = terminal_progress()

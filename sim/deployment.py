@@ -1,11 +1,12 @@
 """SimDeployment: what is simulated, from the command line or from a config file of the service."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from serve.config import ModelConfig, parse_applications
+from serve.core.routing.settings import RoutingSettings
 from serve.core.strict_model import describe_mistakes
 from serve.engines.simulated.hardware import GPUS, MODELS, ModelShape, Precision
 from serve.engines.simulated.settings import FixedLatencySettings, RooflineSettings, SimulatedSettings
@@ -51,6 +52,7 @@ class SimDeployment:
         gpus_per_replica: For the cost.
         replicas: As configured; None: not said.
         gateways: As configured.
+        routing: As configured; None: not said.
         notes: What is not simulated as it is configured.
     """
 
@@ -58,6 +60,7 @@ class SimDeployment:
     gpus_per_replica: int = 1
     replicas: int | None = None
     gateways: int = 1
+    routing: RoutingSettings | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -96,9 +99,10 @@ def read_deployment(path: Path, model_id: str | None, overrides: Overrides) -> S
     notes = deployment.notes
     if model.autoscaling is not None and model.autoscaling.min_replicas != replicas:
         notes += (f"autoscaling is not simulated: there are max_replicas={replicas} replicas all the time",)
-    return _override(
-        SimDeployment(deployment.engine, deployment.gpus_per_replica, replicas, app.gateway.replicas, notes), overrides
+    deployment = replace(
+        deployment, replicas=replicas, gateways=app.gateway.replicas, routing=model.routing, notes=notes
     )
+    return _override(deployment, overrides)
 
 
 def _of_model(path: Path, model: ModelConfig, overrides: Overrides) -> SimDeployment:
@@ -225,7 +229,7 @@ def _override(deployment: SimDeployment, overrides: Overrides) -> SimDeployment:
             engine = engine.model_copy(update={"total_blocks": blocks})
     except ValidationError as exc:
         raise ConfigError(describe_mistakes(exc, "engine as simulated: ")) from None
-    return SimDeployment(engine, gpus, deployment.replicas, deployment.gateways, deployment.notes)
+    return replace(deployment, engine=engine, gpus_per_replica=gpus)
 
 
 def _sizes(engine: SimulatedSettings, overrides: Overrides) -> dict[str, int]:

@@ -89,6 +89,8 @@ class News:
                 arrived.setdefault(replica, [])
         for replica, publications in arrived.items():
             self._tell(self._latest[replica], publications, now_s)
+        for gateway in self._gateways:
+            gateway.router.fleet.all_alive(now_s)
 
     def _tell(self, latest: Publication, publications: list[Publication], now_s: float) -> None:
         sent_s = latest.at_s

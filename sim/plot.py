@@ -12,7 +12,7 @@ from sim.outcome import Column, Outcome
 from sim.study import Result
 
 _MAX_LOADS = 6  # policies whose replicas' load is drawn
-_MOMENTS = 240
+_SPANS = 240
 
 
 def write_plot(path: Path, results: Sequence[Result], summaries: Sequence[Summary], title: str) -> None:
@@ -78,15 +78,23 @@ def _draw_load(axes: Any, result: Result, most: float, is_last: bool) -> None:
     )
     axes.set_ylabel(f"{result.case.label}\nreplica", fontsize="x-small")
     if is_last:
-        axes.set_xlabel(f"s; requests in flight on each replica, black: {most:.0f}")
+        axes.set_xlabel(f"s; requests in flight on each replica, black: {most:.1f}")
 
 
 def _in_flight(outcome: Outcome) -> tuple[Column, Column]:
-    """Return moments, and (replicas, moments) requests that each replica has at them."""
-    times = np.linspace(0.0, max(outcome.end_of_all_s, 1e-3), _MOMENTS)
-    loads = np.zeros((len(outcome.busy_s), _MOMENTS))
+    """Return the ends of equal spans of time, and (replicas, spans) requests in flight, each span's mean."""
+    edges = np.linspace(0.0, max(outcome.end_of_all_s, 1e-3), _SPANS + 1)
+    loads = np.zeros((len(outcome.busy_s), _SPANS))
     for replica in range(len(outcome.busy_s)):
         mine = outcome.replica == replica
-        arrived = np.searchsorted(np.sort(outcome.arrival_s[mine]), times, side="right")
-        loads[replica] = arrived - np.searchsorted(np.sort(outcome.end_s[mine]), times, side="right")
-    return times, loads
+        seconds = _seconds_since(outcome.arrival_s[mine], edges) - _seconds_since(outcome.end_s[mine], edges)
+        loads[replica] = np.diff(seconds) / np.diff(edges)
+    return edges[1:], loads
+
+
+def _seconds_since(moments: Column, at_s: Column) -> Column:
+    """Return at each time the sum of the seconds that have passed since each of the moments before it."""
+    moments = np.sort(moments)
+    before = np.searchsorted(moments, at_s)
+    sums = np.concatenate(([0.0], np.cumsum(moments)))
+    return before * at_s - sums[before]

@@ -27,6 +27,11 @@ class Candidate:
         """Make the policy."""
         return make_policy(self.settings)
 
+    def beside(self, configured: RoutingSettings) -> "Candidate":
+        """Return the same policy, with what the configured section says beside its policy."""
+        kept = configured.model_dump(include=configured.model_fields_set & set(RoutingSettings.model_fields))
+        return Candidate(self.label, self.settings.model_copy(update=kept))
+
 
 def parse_candidates(text: str) -> list[Candidate]:
     """Read names and parameters, separated by commas; `all` stands for every policy there is.
@@ -60,3 +65,13 @@ def parse_candidate(label: str) -> Candidate:
         return Candidate(label, parse_policy(section))
     except ValidationError as exc:
         raise ConfigError(describe_mistakes(exc, f"--policy {label}: ")) from None
+
+
+def configured_candidate(settings: RoutingSettings) -> Candidate | None:
+    """Return the policy of a model's section in a config file; None: it is one of Ray Serve's own routers."""
+    section = settings.model_dump(exclude_unset=True, exclude=set(RoutingSettings.model_fields))
+    name = section.pop("policy", "auto")
+    label = ":".join(
+        [("predictive" if name == "auto" else name), *(f"{key}={value}" for key, value in section.items())]
+    )
+    return Candidate(label, settings) if name in (*POLICY_NAMES, "auto") else None

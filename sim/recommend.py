@@ -73,7 +73,7 @@ class _Entrant:
 
     @property
     def parameters(self) -> int:
-        return len(self.candidate.settings.model_fields_set - {"policy"})
+        return len(self.candidate.settings.model_fields_set - {"policy", *RoutingSettings.model_fields})
 
 
 def recommend(results: Sequence[Result], slo: Slo, configured: str | None, seed: int = 0) -> Recommendation:
@@ -112,7 +112,7 @@ def recommend(results: Sequence[Result], slo: Slo, configured: str | None, seed:
 def config_line(settings: RoutingSettings) -> str:
     """Return the line for a model's section of a config file."""
     section = settings.model_dump(exclude_unset=True)
-    named = {"policy": section.pop("policy"), **section}
+    named = {"policy": section.pop("policy", "auto"), **section}
     return f"routing: {yaml.safe_dump(named, default_flow_style=True, sort_keys=False, width=1000).strip()}"
 
 
