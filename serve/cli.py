@@ -1,4 +1,7 @@
-"""`raytrt`: `up` starts a config file on this machine, `check` reads one, `explain` shows TensorRT-LLM's part of it."""
+"""`raytrt`: `up` starts a config file on this machine, `check` reads one, `explain` shows TensorRT-LLM's part of it.
+
+`simulate` replays a trace against one (`sim`).
+"""
 
 import argparse
 import shlex
@@ -14,6 +17,8 @@ from serve.errors import ConfigError
 from serve.explain_config import explain_file, usable_lines
 from serve.flags import SERVE_FLAGS
 from serve.up import up
+from sim.arguments import add_arguments
+from sim.cli import run as simulate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 explanation = explain_file(options.config, options.line)
                 print(explanation.text)
                 return 0 if explanation.works else 2
+            case "simulate":
+                return simulate(options)
             case "env":
                 for name, value in SERVE_FLAGS.items():
                     print(f"export {name}={shlex.quote(value)}")
@@ -50,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("explain", help="print the TensorRT-LLM constructor call that a config file leads to")
     show.add_argument("config", type=Path)
     show.add_argument("--line", choices=[line.value for line in Line], help="of TensorRT-LLM; without it, each")
+    replay = "replay a trace through simulated replicas, and compare or recommend routing policies"
+    add_arguments(commands.add_parser("simulate", help=replay, description=replay))
     commands.add_parser("env", help="print the environment that Ray's processes should have, for eval")
     return parser
 
