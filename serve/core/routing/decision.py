@@ -34,7 +34,11 @@ class FleetView:
         decode_step_s: Learned: seconds of a decode step of the present batch.
         decode_sequence_s: Learned: by how much one more sequence lengthens a decode step.
         release_blocks_per_s: Learned: how fast ended sequences give committed blocks back.
-        assigned_share: Work routed there lately, relative to the mean of the candidates; 1 everywhere is balance.
+        queued_token_s: Learned: seconds for each prompt token that waits, with the attention that prompts have there.
+        routed_share: Requests routed there lately for its speed, relative to the mean of the candidates; 1 everywhere
+            is balance.
+        assigned_share: Prefill work routed there lately, likewise.
+        lasting_share: As `routed_share`, over a longer time.
         last_routed: Number of the decision that chose it last; -1 if none has.
         age_s: Since its last report.
         tokens_per_block: Of the KV cache.
@@ -56,7 +60,10 @@ class FleetView:
     decode_step_s: Column
     decode_sequence_s: Column
     release_blocks_per_s: Column
+    queued_token_s: Column
+    routed_share: Column
     assigned_share: Column
+    lasting_share: Column
     last_routed: Column
     age_s: Column
     tokens_per_block: int

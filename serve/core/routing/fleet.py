@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from serve.core.routing.balance import Balance, Shares
 from serve.core.routing.decision import FleetView, Rows
 from serve.core.routing.load import LoadReport
 from serve.core.routing.rates import PRIOR, LearnedRates, Rates
 
 RESERVATION_TIMEOUT_S = 5.0  # a replica that has not said a word of a request for so long does not have it
-ASSIGNED_HALF_LIFE_S = 30.0  # of the memory of how much work went where
 
 # Rows of the table; one column of it a replica.
 _FIELDS = (
@@ -31,13 +31,14 @@ _FIELDS = (
     "decode_step_s",
     "decode_sequence_s",
     "release_blocks_per_s",
-    "assigned",
+    "queued_token_s",
     "last_routed",
     "reported_s",
+    "heard_s",
 )
 _NUMBER = {name: number for number, name in enumerate(_FIELDS)}
 _WAITING, _QUEUED, _ACTIVE = _NUMBER["waiting"], _NUMBER["queued_prefill_tokens"], _NUMBER["active_blocks"]
-_COMMITTED, _ASSIGNED = _NUMBER["committed_blocks"], _NUMBER["assigned"]
+_COMMITTED = _NUMBER["committed_blocks"]
 _REPORTED_ROWS = slice(0, _NUMBER["context_tokens"] + 1)
 
 
@@ -64,12 +65,13 @@ class Reservation(NamedTuple):
 class _Replica:
     """One replica's past."""
 
-    __slots__ = ("last", "learned", "release_rate", "reserved", "row")
+    __slots__ = ("last", "learned", "pairs_per_token", "release_rate", "reserved", "row")
 
     def __init__(self, row: int) -> None:
         self.row = row
         self.last: LoadReport | None = None
         self.learned = LearnedRates()
+        self.pairs_per_token = 0.0
         self.release_rate = 0.0
         self.reserved: dict[int, Reservation] = {}
 
@@ -87,7 +89,9 @@ class Fleet:
         self._replicas: dict[str, _Replica] = {}
         self._table = np.zeros((len(_FIELDS), 8))
         self._reserved_at: OrderedDict[int, _Replica] = OrderedDict()  # by route_id, the oldest first
-        self._assigned_s = 0.0
+        self._balance = Balance()
+        self._pairs_per_token = 0.0  # of all replicas' prompts
+        self._typical: Rates | None = None  # of the replicas whose speed is known
         self._all: tuple[tuple[str, ...], Rows] | None = None
 
     @property
@@ -106,22 +110,23 @@ class Fleet:
             room = np.zeros((len(_FIELDS), max(row + 1, 2 * self._table.shape[1])))
             room[:, : self._table.shape[1]] = self._table
             self._table = room
-        self._replicas[replica_id] = _Replica(row)
+        self._replicas[replica_id] = replica = _Replica(row)
         column = self._table[:, row]
         column[:] = 0.0
         column[_NUMBER["total_blocks"]] = 1.0
         column[_NUMBER["last_routed"]] = -1.0
-        column[_NUMBER["reported_s"]] = now_s
-        self._set_rates(row, self._typical_rates(), 0.0, 0.0)
-        others = [other.row for other in self._replicas.values() if other.row != row]
-        if others:  # a newcomer owes the others no work
-            column[_ASSIGNED] = float(self._table[_ASSIGNED, others].mean())
+        column[[_NUMBER["reported_s"], _NUMBER["heard_s"]]] = now_s
+        self._set_rates(replica, self._typical_rates(), 0.0, 0.0)
+        self._balance.add(row, [other.row for other in self._replicas.values() if other.row != row])
         self._all = None
 
     def remove(self, replica_id: str) -> None:
         """Forget a replica, and what was on the way to it."""
-        for route_id in self._replicas.pop(replica_id).reserved:
+        replica = self._replicas.pop(replica_id)
+        for route_id in replica.reserved:
             del self._reserved_at[route_id]
+        self._balance.remove(replica.row)
+        self._typical = None
         self._all = None
 
     # News
@@ -136,8 +141,10 @@ class Fleet:
         if new_epoch:
             replica.learned = LearnedRates(self._typical_rates())
         elif before is not None:
-            replica.learned.learn(before, report)
+            if replica.learned.learn(before, report):
+                self._typical = None
             self._learn_release(replica, before, report, now_s)
+            self._learn_pairs(replica, before, report)
         table[_REPORTED_ROWS, row] = (
             report.running,
             report.waiting,
@@ -149,9 +156,14 @@ class Fleet:
         )
         for reservation in replica.reserved.values():
             self._count(reservation, 1)
-        self._set_rates(row, replica.learned.rates, report.running, report.context_tokens)
+        rates = replica.learned.rates if replica.learned.known else self._typical_rates()
+        self._set_rates(replica, rates, report.running, report.context_tokens)
         table[_NUMBER["release_blocks_per_s"], row] = replica.release_rate
-        table[_NUMBER["reported_s"], row] = now_s
+        table[[_NUMBER["reported_s"], _NUMBER["heard_s"]], row] = now_s
+
+    def all_alive(self, now_s: float) -> None:
+        """Every replica was heard of, and none has anything new: what heartbeats say, where nobody sends them."""
+        self._table[_NUMBER["heard_s"]] = now_s
 
     def reserve(self, route_id: int, replica_id: str, reservation: Reservation, work_s: float) -> None:
         """Count a request as on its way. `work_s`: engine time that it will take, for the balance."""
@@ -160,8 +172,7 @@ class Fleet:
         replica.reserved[route_id] = reservation._replace(work_s=work_s)
         self._reserved_at[route_id] = replica
         self._count(reservation, 1)
-        self._decay_assigned(reservation.made_s)
-        self._table[_ASSIGNED, reservation.row] += work_s
+        self._balance.count(reservation.row, work_s)
         self._table[_NUMBER["last_routed"], reservation.row] = self.decisions
         self.decisions += 1
         while True:
@@ -180,8 +191,7 @@ class Fleet:
         """A request that is on its way comes back to be routed again: its work counts nowhere."""
         replica = self._reserved_at.get(route_id)
         if replica is not None:
-            assigned = self._table[_ASSIGNED]
-            assigned[replica.row] = max(0.0, assigned[replica.row] - replica.reserved[route_id].work_s)
+            self._balance.take_back(replica.row, replica.reserved[route_id].work_s)
             self.release(route_id)
 
     # The view
@@ -194,15 +204,18 @@ class Fleet:
             replica_ids = tuple(name for name in candidates if name in self._replicas)
             found = (self._replicas[name].row for name in replica_ids)
             rows = np.fromiter(found, dtype=np.intp, count=len(replica_ids))
-        self._decay_assigned(now_s)
         columns = dict(zip(_FIELDS, self._table[:, rows], strict=True))
-        assigned, reported_s = columns.pop("assigned"), columns.pop("reported_s")
-        mean = float(assigned.mean()) if len(rows) else 0.0
+        heard_s = columns.pop("heard_s")
+        del columns["reported_s"]
+        slowness = columns["prefill_token_s"] + columns["prefill_pair_s"] * self._pairs_per_token
+        shares = self._balance.shares(rows, slowness) if len(rows) else Shares(slowness, slowness, slowness)
         return FleetView(
             replica_ids=replica_ids,
             rows=rows,
-            assigned_share=assigned / mean if mean > 0.0 else np.ones(len(rows)),
-            age_s=now_s - reported_s,
+            routed_share=shares.requests,
+            assigned_share=shares.work,
+            lasting_share=shares.lasting,
+            age_s=now_s - heard_s,
             tokens_per_block=self.tokens_per_block,
             now_s=now_s,
             decisions=self.decisions,
@@ -222,11 +235,6 @@ class Fleet:
         column[_ACTIVE] += sign * reservation.new_blocks
         column[_COMMITTED] += sign * reservation.committed_blocks
 
-    def _decay_assigned(self, now_s: float) -> None:
-        if now_s > self._assigned_s:
-            self._table[_ASSIGNED] *= 0.5 ** ((now_s - self._assigned_s) / ASSIGNED_HALF_LIFE_S)
-            self._assigned_s = now_s
-
     def _learn_release(self, replica: _Replica, before: LoadReport, after: LoadReport, now_s: float) -> None:
         elapsed_s = now_s - float(self._table[_NUMBER["reported_s"], replica.row])
         if elapsed_s <= 0.0:
@@ -235,13 +243,25 @@ class Fleet:
         rate = max(0, after.released_blocks - before.released_blocks) / elapsed_s
         replica.release_rate = keep * replica.release_rate + (1.0 - keep) * rate
 
-    def _typical_rates(self) -> Rates:
-        known = [replica.learned.rates for replica in self._replicas.values() if replica.learned.known]
-        return Rates(*np.mean(known, axis=0).tolist()) if known else PRIOR
+    def _learn_pairs(self, replica: _Replica, before: LoadReport, after: LoadReport) -> None:
+        tokens = after.prefilled_tokens - before.prefilled_tokens
+        if tokens > 0:
+            keep = 0.5 ** (tokens / 1e5)
+            pairs = (after.prefilled_pairs - before.prefilled_pairs) / tokens
+            replica.pairs_per_token = keep * replica.pairs_per_token + (1.0 - keep) * pairs
+            keep **= 1.0 / len(self._replicas)
+            self._pairs_per_token = keep * self._pairs_per_token + (1.0 - keep) * pairs
 
-    def _set_rates(self, row: int, rates: Rates, running: float, context_tokens: float) -> None:
+    def _typical_rates(self) -> Rates:
+        if self._typical is None:
+            known = [replica.learned.rates for replica in self._replicas.values() if replica.learned.known]
+            self._typical = Rates(*np.mean(known, axis=0).tolist()) if known else PRIOR
+        return self._typical
+
+    def _set_rates(self, replica: _Replica, rates: Rates, running: float, context_tokens: float) -> None:
         context = context_tokens / running if running else 0.0
-        column = self._table[:, row]
+        column = self._table[:, replica.row]
+        column[_NUMBER["queued_token_s"]] = rates.token_s + rates.pair_s * replica.pairs_per_token
         column[_NUMBER["prefill_token_s"]] = rates.token_s
         column[_NUMBER["prefill_pair_s"]] = rates.pair_s
         column[_NUMBER["decode_step_s"]] = rates.decode_step_s(running, context_tokens)

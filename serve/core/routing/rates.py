@@ -65,11 +65,11 @@ class LearnedRates:
         self._seen_s = 0.0
         self._fitted_s = 0.0
 
-    def learn(self, before: LoadReport, after: LoadReport) -> None:
-        """Take in what happened between two consecutive reports of one epoch."""
+    def learn(self, before: LoadReport, after: LoadReport) -> bool:
+        """Take in what happened between two consecutive reports of one epoch; return whether `rates` are new."""
         busy_s, steps = after.busy_s - before.busy_s, after.steps - before.steps
         if busy_s <= 0.0 or steps <= 0:
-            return
+            return False
         window = self._window
         window[0] += after.prefilled_tokens - before.prefilled_tokens
         window[1] += after.prefilled_pairs - before.prefilled_pairs
@@ -77,10 +77,9 @@ class LearnedRates:
         window[3] += after.generated_tokens - before.generated_tokens
         window[4] += steps * 0.5 * (before.context_tokens + after.context_tokens)
         self._window_s += busy_s
-        if self._window_s >= _WINDOW_S:
-            self._take_window()
+        return self._window_s >= _WINDOW_S and self._take_window()
 
-    def _take_window(self) -> None:
+    def _take_window(self) -> bool:
         busy_s, row = self._window_s, np.array(self._window) / _SCALE
         self._window, self._window_s = [0.0] * _FEATURES, 0.0
         keep = _FORGET**busy_s
@@ -88,8 +87,10 @@ class LearnedRates:
         self._gram = keep * self._gram + np.outer(row, row) / busy_s
         self._moment = keep * self._moment + row
         self._seen_s += busy_s
-        if not self.known or self._seen_s - self._fitted_s >= _REFIT_S:
-            self._fit()
+        if self.known and self._seen_s - self._fitted_s < _REFIT_S:
+            return False
+        self._fit()
+        return True
 
     def _fit(self) -> None:
         self._fitted_s = self._seen_s

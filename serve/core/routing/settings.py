@@ -61,11 +61,27 @@ class PredictiveSettings(RoutingSettings):
 
     policy: Literal["predictive", "auto"] = "auto"
     slowdown_weight: NonNegativeFloat = Field(
-        default=1.0, description="What a second that other streams wait is worth, in seconds of this request's TTFT."
+        default=0.05,
+        description="What a second that one other stream stands still is worth, in seconds of this request's TTFT.",
     )
-    output_tokens: PositiveInt = Field(
-        default=256, description="Output assumed where the client names no limit, or a generous one."
+    backlog_weight: NonNegativeFloat = Field(
+        default=0.1, description="By how much that grows for each second of the fleet's mean queue."
     )
+    balance_weight: NonNegativeFloat = Field(
+        default=0.5,
+        description="Price of a replica that lately got twice its share, in prefill times of a prompt like this one.",
+    )
+    max_share: float = Field(
+        default=1.25,
+        gt=1.0,
+        description="A replica that for long got more than this multiple of its share gets nothing, while others can.",
+    )
+    tolerance: Share = Field(
+        default=0.02, description="Costs that differ by less than this share, or by 2 ms, count as equal."
+    )
+    host_cost: Share = Field(default=0.15, description="Time to fetch a KV block from host memory, over computing it.")
+    disk_cost: Share = Field(default=0.5, description="Time to fetch a KV block from disk, over computing it.")
+    chunk_tokens: PositiveInt = Field(default=8192, description="Prompt tokens of one engine step, about.")
 
 
 class PlainSettings(RoutingSettings):

@@ -5,31 +5,101 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.core.routing.decision import FleetView, PrefixMatch, Scores
+from serve.core.routing.decision import Column, FleetView, PrefixMatch, Scores
 from serve.core.routing.request import RouteRequest
+
+_FRESH_S = 1.5  # a replica reports at least twice a second; what is older than this is doubted
+_DOUBT_HALF_LIFE_S = 5.0
+_UNFIT_S = 1e6  # more than any cost: the candidate is taken only if all are so
 
 
 @dataclass(frozen=True)
 class PredictivePolicy:
-    """Expected time to first token, plus the slowdown of others. In seconds.
+    """Expected time to first token, plus the slowdown of others. All terms are seconds, by each replica's own speed.
+
+        queue_s     what waits there, computed at its measured rate
+        prefill_s   the prompt tokens that it does not hold; what it holds in host memory or on disk costs a copy
+        decode_s    the decode steps that run between the prompt's chunks
+        slowdown_s  each stream that decodes there stops for prefill_s
+        balance_s   a price on replicas that got more than their share of requests or work lately
+
+    Leading blocks that most of the recent prompts have are counted as held everywhere: to go where they already are is
+    no gain, as every replica will have them in a moment. (Predictions of the time to first token do not pretend so.)
+
+    The weight of the slowdown grows with the backlog of the fleet, since work that is put behind a backlog delays all
+    that come after it. That keeps long prompts apart from short ones when it matters, which is what shortens the tail:
+    Harchol-Balter, Crovella, Murta, "On choosing a task assignment policy for a distributed server system", 1999.
 
     Attributes:
         slowdown_weight: What a second of one disturbed stream is worth, in seconds of this request's first token.
-        output_tokens: Assumed output, where the client named no limit or a generous one.
+        backlog_weight: By how much that grows for each second of the fleet's mean queue.
+        balance_weight: Price of an excess of 100 % over the mean share, in units of a mean prompt's prefill.
+        max_share: A replica with more than this share of the mean for a long time gets nothing, if another can take it.
+        tolerance: Costs that differ by less than this share, or 2 ms, are equal: the replica with less work has it.
+        host_cost, disk_cost: Time to fetch a block from there, relative to computing it.
+        chunk_tokens: Prompt tokens computed in one step, about; `max_num_tokens` of the engines.
     """
 
-    slowdown_weight: float = 1.0
-    output_tokens: int = 256
+    slowdown_weight: float = 0.05
+    backlog_weight: float = 0.1
+    balance_weight: float = 0.5
+    max_share: float = 1.25
+    tolerance: float = 0.02
+    host_cost: float = 0.15
+    disk_cost: float = 0.5
+    chunk_tokens: int = 8192
     name: str = "predictive"
     ties_at_random: bool = False
 
     def score(self, request: RouteRequest, view: FleetView, match: PrefixMatch, rng: random.Random) -> Scores:
-        size = view.tokens_per_block
-        cached = match.hit_blocks * size
+        queue_s = view.queued_prefill_tokens * view.queued_token_s
+        held = _trusted(match.hit_blocks, view.age_s)
+        copied = (self.host_cost * match.host_blocks + self.disk_cost * match.disk_blocks) * view.tokens_per_block
+        prefill_s = self._prefill_s(request, view, np.maximum(held, match.common_blocks), copied)
+        decode_s = self._decode_s(request, view, held)
+        weight = self.slowdown_weight + self.backlog_weight * float(queue_s.mean())
+        slowdown_s = weight * view.running * prefill_s
+        excess = np.maximum(view.routed_share, view.assigned_share) - 1.0
+        scale_s = float((view.queued_token_s * request.prompt_tokens).mean())
+        balance_s = self.balance_weight * scale_s * np.maximum(excess, 0.0)
+        cost = queue_s + prefill_s + decode_s + slowdown_s + balance_s
+        terms = {
+            "queue_s": queue_s,
+            "prefill_s": prefill_s,
+            "decode_s": decode_s,
+            "slowdown_s": slowdown_s,
+            "balance_s": balance_s,
+        }
+        over = view.lasting_share > self.max_share
+        if over.any() and not over.all():
+            cost = cost + _UNFIT_S * over
+        real_s = prefill_s if not match.common_blocks else self._prefill_s(request, view, held, copied)
+        cost, rule = self._settle_ties(cost, view)
+        return Scores(cost, terms, rule, queue_s + real_s + decode_s)
+
+    def _prefill_s(self, request: RouteRequest, view: FleetView, held: Column, copied: Column) -> Column:
+        cached = held * view.tokens_per_block
         computed = np.maximum(request.prompt_tokens - cached, 1.0)
-        own_s = computed * view.prefill_token_s + computed * (cached + 0.5 * computed) * view.prefill_pair_s
-        queue_s = view.queued_prefill_tokens * view.prefill_token_s
-        slowdown_s = own_s * view.running
-        cost = queue_s + own_s + self.slowdown_weight * slowdown_s
-        ttft_s = queue_s + own_s
-        return Scores(cost, {"queue_s": queue_s, "prefill_s": own_s, "slowdown_s": slowdown_s}, "", ttft_s)
+        pairs = computed * (cached + 0.5 * computed)
+        return (computed + copied) * view.prefill_token_s + pairs * view.prefill_pair_s
+
+    def _decode_s(self, request: RouteRequest, view: FleetView, held: Column) -> Column:
+        computed = np.maximum(request.prompt_tokens - held * view.tokens_per_block, 1.0)
+        steps = (view.queued_prefill_tokens + computed) / self.chunk_tokens + 0.5
+        return view.decode_step_s * steps * (view.running > 0)
+
+    def _settle_ties(self, cost: Column, view: FleetView) -> tuple[Column, str]:
+        best = float(cost.min())
+        near = cost <= best + max(0.002, self.tolerance * best)
+        if np.count_nonzero(near) < 2:
+            return cost, ""
+        # Among equals the one with the least work lately; its share is small beside any real difference of costs.
+        share = np.maximum(view.routed_share, view.assigned_share)
+        return np.where(near, best - 1.0 + 1e-3 * share, cost), "near_tie"
+
+
+def _trusted(hit_blocks: Column, age_s: Column) -> Column:
+    """Return how many blocks to count on: a replica that was not heard of for long may have evicted some."""
+    if float(age_s.max()) <= _FRESH_S:
+        return hit_blocks
+    return hit_blocks * 0.5 ** (np.maximum(age_s - _FRESH_S, 0.0) / _DOUBT_HALF_LIFE_S)
