@@ -67,20 +67,16 @@ class Balance:
             slowness: Time that the same request takes on each; so that a replica with a slower GPU is in balance with
                 fewer requests.
         """
-        requests, work_s, lasting = self._table[:, rows]
-        total = float(requests.sum())
-        each_s = float(work_s.sum()) / total if total > 0.0 else 1.0
-        return Shares(
-            _relative((requests + _SMOOTHING) * slowness),
-            _relative(work_s + _SMOOTHING * each_s),
-            _relative((lasting + _LASTING_SMOOTHING) * slowness),
-        )
+        counts = self._table[:, rows]
+        sums = np.add.reduce(counts, axis=1)
+        each_s = sums[1] / sums[0] if sums[0] > 0.0 else 1.0
+        counts += ((_SMOOTHING,), (_SMOOTHING * each_s,), (_LASTING_SMOOTHING,))
+        counts[0] *= slowness
+        counts[2] *= slowness
+        counts *= len(rows) / np.maximum(np.add.reduce(counts, axis=1, keepdims=True), 1e-12)
+        return Shares(counts[0], counts[1], counts[2])
 
     def _set_replicas(self, replicas: int) -> None:
         self._replicas = replicas
         halves = (HALF_LIFE, HALF_LIFE, LASTING_HALF_LIFE)
         self._keep = np.array([[0.5 ** (1.0 / (half * max(1, replicas)))] for half in halves])
-
-
-def _relative(amounts: Column) -> Column:
-    return amounts / max(float(amounts.mean()), 1e-12)

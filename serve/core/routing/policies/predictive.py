@@ -10,6 +10,7 @@ from serve.core.routing.request import RouteRequest
 
 _FRESH_S = 1.5  # a replica reports at least twice a second; what is older than this is doubted
 _DOUBT_HALF_LIFE_S = 5.0
+_NEAR_S = 0.002
 _UNFIT_S = 1e6  # more than any cost: the candidate is taken only if all are so
 
 
@@ -52,17 +53,27 @@ class PredictivePolicy:
     ties_at_random: bool = False
 
     def score(self, request: RouteRequest, view: FleetView, match: PrefixMatch, rng: random.Random) -> Scores:
-        queue_s = view.queued_prefill_tokens * view.queued_token_s
+        size, common = view.tokens_per_block, match.common_blocks
         held = _trusted(match.hit_blocks, view.age_s)
-        copied = (self.host_cost * match.host_blocks + self.disk_cost * match.disk_blocks) * view.tokens_per_block
-        prefill_s = self._prefill_s(request, view, np.maximum(held, match.common_blocks), copied)
-        decode_s = self._decode_s(request, view, held)
-        weight = self.slowdown_weight + self.backlog_weight * float(queue_s.mean())
+        copied = self._copied(match) * size
+        computed = np.maximum(request.prompt_tokens - held * size, 1.0)
+        queue_s = view.queued_prefill_tokens * view.queued_token_s
+        real_s = prefill_s = _prefill_s(request, view, computed, copied)
+        if common:
+            assumed = np.maximum(request.prompt_tokens - np.maximum(held, common) * size, 1.0)
+            prefill_s = _prefill_s(request, view, assumed, copied)
+        steps = (view.queued_prefill_tokens + computed) / self.chunk_tokens + 0.5
+        decode_s = view.decode_step_s * steps * (view.running > 0)
+        weight = self.slowdown_weight + self.backlog_weight * _mean(queue_s)
         slowdown_s = weight * view.running * prefill_s
-        excess = np.maximum(view.routed_share, view.assigned_share) - 1.0
-        scale_s = float((view.queued_token_s * request.prompt_tokens).mean())
-        balance_s = self.balance_weight * scale_s * np.maximum(excess, 0.0)
+        share = np.maximum(view.routed_share, view.assigned_share)
+        price_s = self.balance_weight * request.prompt_tokens * _mean(view.queued_token_s)
+        balance_s = price_s * np.maximum(share - 1.0, 0.0)
+        ttft_s = queue_s + real_s + decode_s
         cost = queue_s + prefill_s + decode_s + slowdown_s + balance_s
+        over = view.lasting_share > self.max_share
+        if over.any() and not over.all():
+            cost = cost + _UNFIT_S * over
         terms = {
             "queue_s": queue_s,
             "prefill_s": prefill_s,
@@ -70,32 +81,32 @@ class PredictivePolicy:
             "slowdown_s": slowdown_s,
             "balance_s": balance_s,
         }
-        over = view.lasting_share > self.max_share
-        if over.any() and not over.all():
-            cost = cost + _UNFIT_S * over
-        real_s = prefill_s if not match.common_blocks else self._prefill_s(request, view, held, copied)
-        cost, rule = self._settle_ties(cost, view)
-        return Scores(cost, terms, rule, queue_s + real_s + decode_s)
+        return Scores(*self._settle_ties(cost, share, terms), ttft_s)
 
-    def _prefill_s(self, request: RouteRequest, view: FleetView, held: Column, copied: Column) -> Column:
-        cached = held * view.tokens_per_block
-        computed = np.maximum(request.prompt_tokens - cached, 1.0)
-        pairs = computed * (cached + 0.5 * computed)
-        return (computed + copied) * view.prefill_token_s + pairs * view.prefill_pair_s
+    def _copied(self, match: PrefixMatch) -> Column | float:
+        """Return how many blocks' computation the copies from slower tiers are worth."""
+        if not match.host_blocks.any() and not match.disk_blocks.any():
+            return 0.0
+        return self.host_cost * match.host_blocks + self.disk_cost * match.disk_blocks
 
-    def _decode_s(self, request: RouteRequest, view: FleetView, held: Column) -> Column:
-        computed = np.maximum(request.prompt_tokens - held * view.tokens_per_block, 1.0)
-        steps = (view.queued_prefill_tokens + computed) / self.chunk_tokens + 0.5
-        return view.decode_step_s * steps * (view.running > 0)
-
-    def _settle_ties(self, cost: Column, view: FleetView) -> tuple[Column, str]:
-        best = float(cost.min())
-        near = cost <= best + max(0.002, self.tolerance * best)
+    def _settle_ties(
+        self, cost: Column, share: Column, terms: dict[str, Column]
+    ) -> tuple[Column, dict[str, Column], str]:
+        best = float(np.minimum.reduce(cost))
+        near = cost <= best + max(_NEAR_S, self.tolerance * best)
         if np.count_nonzero(near) < 2:
-            return cost, ""
-        # Among equals the one with the least work lately; its share is small beside any real difference of costs.
-        share = np.maximum(view.routed_share, view.assigned_share)
-        return np.where(near, best - 1.0 + 1e-3 * share, cost), "near_tie"
+            return cost, terms, ""
+        # Among equals the one with the least work lately. Below the least real cost, and never equal to it.
+        return np.where(near, best - 1.0 + 1e-3 * share, cost), terms, "near_tie"
+
+
+def _prefill_s(request: RouteRequest, view: FleetView, computed: Column, copied: Column | float) -> Column:
+    pairs = computed * (request.prompt_tokens - 0.5 * computed)
+    return (computed + copied) * view.prefill_token_s + pairs * view.prefill_pair_s
+
+
+def _mean(column: Column) -> float:
+    return float(np.add.reduce(column)) / len(column)
 
 
 def _trusted(hit_blocks: Column, age_s: Column) -> Column:
