@@ -254,7 +254,7 @@ def test_aibrix_takes_the_best_match_within_one_sigma() -> None:
 
 
 def test_aibrix_breaks_equal_matches_by_requests_in_whole_percent() -> None:
-    fleet = view(2, running=[2, 1], tokens_per_block=1)
+    fleet = view(2, running=[2, 1])
     assert chosen(AibrixPolicy(), request(1000), fleet, match([509, 501], 1000)) == "r1"
     assert chosen(AibrixPolicy(), request(1000), fleet, match([510, 501], 1000)) == "r0"
 

@@ -11,14 +11,14 @@ _SCALARS = {"replica_ids", "rows", "tokens_per_block", "now_s", "decisions"}
 _ONES = {"total_blocks", "prefill_token_s", "decode_step_s", "assigned_share"}
 
 
-def view(count: int, *, tokens_per_block: int = 16, **columns: list[float]) -> FleetView:
-    """Return a view of `count` replicas r0, r1, …"""
+def view(count: int, **columns: list[float]) -> FleetView:
+    """Return a view of `count` replicas r0, r1, …; blocks have 16 tokens."""
     given = {name: np.array(column, dtype=np.float64) for name, column in columns.items()}
     names = {column.name for column in fields(FleetView)} - _SCALARS
     assert set(given) <= names
     made = {name: np.full(count, 1.0 if name in _ONES else 0.0) for name in names - set(given)}
     ids = tuple(f"r{number}" for number in range(count))
-    return FleetView(ids, np.arange(count), tokens_per_block=tokens_per_block, now_s=0.0, decisions=0, **given, **made)
+    return FleetView(ids, np.arange(count), tokens_per_block=16, now_s=0.0, decisions=0, **given, **made)
 
 
 def match(
