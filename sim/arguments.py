@@ -66,11 +66,11 @@ def _add_fleet(group: "argparse._ArgumentGroup") -> None:
         "--delay-ms", type=_not_negative, default=_OPTIONS.delay_s * 1e3, metavar="X", help="network, one way"
     )
     group.add_argument(
-        "--publish-interval-ms",
+        "--load-interval-ms",
         type=_positive,
-        default=_OPTIONS.publish_interval_s * 1e3,
+        default=_OPTIONS.load_interval_s * 1e3,
         metavar="X",
-        help="replicas tell of load and cache at most so often",
+        help="replicas tell of their load at most so often",
     )
 
 

@@ -108,7 +108,7 @@ def _simulate(
     options = SimOptions(
         gateways=arguments.gateways or deployment.gateways,
         delay_s=arguments.delay_ms * 1e-3,
-        publish_interval_s=arguments.publish_interval_ms * 1e-3,
+        load_interval_s=arguments.load_interval_ms * 1e-3,
         max_tokens=arguments.max_tokens,
         max_index_blocks=(deployment.routing or RoutingSettings()).max_index_blocks,
         seed=arguments.seed,

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from serve.core.kv_events import KvEvent
-from serve.core.routing.load import LoadReport
 from serve.core.routing.policy import Policy
 from serve.core.routing.router import Router
 from sim.options import SimOptions
-from sim.publication import Publication
+from sim.publication import KvMessage, LoadMessage, Message
 
 
 class SimGateway:
@@ -38,12 +37,6 @@ class SimGateway:
         """Let the gateway see a request's first token at `at_s`."""
         heappush(self._first_tokens, (at_s, route_id))
 
-    def hear(self, name: str, events: Sequence[KvEvent], report: LoadReport, now_s: float) -> None:
-        """Take in what a replica has sent."""
-        if events:
-            self.router.apply(name, events)
-        self.router.report(name, report, now_s)
-
     def see_first_tokens(self, now_s: float) -> None:
         """Settle the requests whose first token has come."""
         first_tokens = self._first_tokens
@@ -52,7 +45,7 @@ class SimGateway:
 
 
 class News:
-    """Publications on their way to all gateways.
+    """Messages of the replicas on their way to all gateways.
 
     Args:
         gateways: Who hears them.
@@ -64,46 +57,47 @@ class News:
         self._gateways = gateways
         self._names = names
         self._delay_s = options.delay_s
-        self._interval_s = options.publish_interval_s
         self._progress_s = options.progress_interval_s
-        self._due: list[tuple[float, int, Publication]] = []  # (when to look at it, serial, what)
+        self._due: list[tuple[float, int, Message]] = []  # (when to look at it, serial, what)
         self._serial = 0
-        self._latest: dict[int, Publication] = {}  # what was heard last of each replica
+        self._latest: dict[int, LoadMessage] = {}  # what was heard last of each replica's load
 
-    def send(self, publication: Publication) -> None:
-        """Put a publication on its way."""
-        self._push(publication.at_s + self._delay_s, publication)
+    def send(self, message: Message) -> None:
+        """Put a message on its way."""
+        self._push(message.at_s + self._delay_s, message)
 
     def deliver(self, now_s: float) -> None:
         """Let all gateways hear what reaches them by `now_s`."""
         due = self._due
-        arrived: dict[int, list[Publication]] = {}
+        events: dict[int, list[KvEvent]] = {}
+        accepted: dict[int, list[int]] = {}
         while due and due[0][0] <= now_s:
-            publication = heappop(due)[2]
-            replica = publication.replica
-            if not publication.is_sent:
-                publication.is_sent = True
-                arrived.setdefault(replica, []).append(publication)
-                self._latest[replica] = publication
-            elif self._latest[replica] is publication:  # else there is a newer one
-                arrived.setdefault(replica, [])
-        for replica, publications in arrived.items():
-            self._tell(self._latest[replica], publications, now_s)
-        for gateway in self._gateways:
-            gateway.router.fleet.all_alive(now_s)
+            message = heappop(due)[2]
+            replica = message.replica
+            if isinstance(message, KvMessage):
+                message.is_sent = True
+                events.setdefault(replica, []).extend(message.events)
+            elif not message.is_sent:
+                message.is_sent = True
+                accepted.setdefault(replica, []).extend(message.accepted)
+                self._latest[replica] = message
+            elif self._latest[replica] is message:  # else there is a newer one
+                accepted.setdefault(replica, [])
+        for replica, changes in events.items():
+            for gateway in self._gateways:
+                gateway.router.apply(self._names[replica], changes)
+        for replica, route_ids in accepted.items():
+            self._report(self._latest[replica], tuple(route_ids), now_s)
 
-    def _tell(self, latest: Publication, publications: list[Publication], now_s: float) -> None:
+    def _report(self, latest: LoadMessage, accepted: tuple[int, ...], now_s: float) -> None:
         sent_s = latest.at_s
         if latest.goes_on:
-            # While it decodes, a replica has sent a report each interval.
-            sent_s += max(0.0, now_s - self._delay_s - sent_s) // self._interval_s * self._interval_s
-            self._push(sent_s + self._delay_s + self._progress_s, latest)
-        events = [event for publication in publications for event in publication.events]
-        accepted = tuple(route_id for publication in publications for route_id in publication.accepted)
+            sent_s += max(0.0, now_s - self._delay_s - sent_s) // self._progress_s * self._progress_s
+            self._push(sent_s + self._progress_s + self._delay_s, latest)
         report = latest.report(sent_s, accepted)
         for gateway in self._gateways:
-            gateway.hear(self._names[latest.replica], events, report, sent_s + self._delay_s)
+            gateway.router.report(self._names[latest.replica], report, sent_s + self._delay_s)
 
-    def _push(self, at_s: float, publication: Publication) -> None:
+    def _push(self, at_s: float, message: Message) -> None:
         self._serial += 1
-        heappush(self._due, (at_s, self._serial, publication))
+        heappush(self._due, (at_s, self._serial, message))

@@ -10,14 +10,13 @@ class SimOptions(StrictModel):
 
     gateways: PositiveInt = Field(default=1, description="Gateway processes, among which the arrivals are drawn.")
     delay_s: NonNegativeFloat = Field(default=0.5e-3, description="Of every message between gateway and replica.")
-    publish_interval_s: PositiveFloat = Field(
-        default=0.025, description="A replica tells of changes not more often than once in this time."
+    kv_interval_s: PositiveFloat = Field(
+        default=0.01, description="A replica tells what changed in its cache not more often than once in this time."
     )
-    progress_interval_s: PositiveFloat = Field(
-        default=0.25,
-        description="What nothing but decoding has changed is told not more often than once in this time. Production "
-        "tells it every publish_interval_s; for the load of a replica the difference is a few tokens.",
+    load_interval_s: PositiveFloat = Field(
+        default=0.025, description="The same of its load, when requests come, begin or go."
     )
+    progress_interval_s: PositiveFloat = Field(default=0.1, description="The same, when it does nothing but decode.")
     max_tokens: PositiveInt | None = Field(
         default=None,
         description="Output limit that clients name if the trace has none. None: the trace's longest output.",

@@ -1,39 +1,57 @@
-"""Publication: one message of a replica, with its load and what changed in its cache since the message before."""
+"""KvMessage and LoadMessage: what a replica publishes, as `serve.router.publisher` does it.
+
+A message is made when something happens, and sent at `at_s`, which may be a little later: until then, what else happens
+goes into it.
+"""
 
 from serve.core.kv_events import KvEvent
 from serve.core.routing.load import LoadReport
 from serve.engines.simulated.latency import DecodeRun
 
 
-class Publication:
-    """What a replica sends at `at_s`. Until then the engine's further events go into it, too.
-
-    What only decoding changes (context, output, steps) goes on between the engine's events without any work here: a
-    publication can be asked what a later one would say, as long as the engine has no other event.
+class KvMessage:
+    """Changes of a replica's cache.
 
     Attributes:
         replica: Number of the replica.
         at_s: When it is sent.
-        events: Changes of the cache.
-        accepted: Route ids.
-        load: After the engine's latest event.
+        events: In order.
         is_sent: Whether somebody has it: nothing can be added.
     """
 
-    __slots__ = ("_run", "accepted", "at_s", "events", "is_sent", "load", "replica")
+    __slots__ = ("at_s", "events", "is_sent", "replica")
+
+    def __init__(self, replica: int, at_s: float) -> None:
+        self.replica = replica
+        self.at_s = at_s
+        self.events: list[KvEvent] = []
+        self.is_sent = False
+
+
+class LoadMessage:
+    """A replica's load.
+
+    What only decoding changes (context, output, steps) goes on between the engine's events without any work here: a
+    message can be asked what a later one would say, as long as the engine has no other event.
+
+    Attributes:
+        replica, at_s, is_sent: As of `KvMessage`.
+        accepted: Route ids of what was accepted since the message before.
+    """
+
+    __slots__ = ("_load", "_run", "accepted", "at_s", "is_sent", "replica")
 
     def __init__(self, replica: int, at_s: float) -> None:
         self.replica = replica
         self.at_s = at_s
         self.is_sent = False
-        self.events: list[KvEvent] = []
         self.accepted: list[int] = []
-        self.load = LoadReport()
+        self._load = LoadReport()
         self._run: tuple[float, DecodeRun] | None = None
 
     def show(self, load: LoadReport, run: tuple[float, DecodeRun] | None) -> None:
         """Let it say what is so after the engine's latest event, and which run of decode steps has begun, and when."""
-        self.load, self._run = load, run
+        self._load, self._run = load, run
 
     @property
     def goes_on(self) -> bool:
@@ -42,7 +60,7 @@ class Publication:
 
     def report(self, at_s: float, accepted: tuple[int, ...] = ()) -> LoadReport:
         """Return the report of `at_s`."""
-        load = self.load
+        load = self._load
         steps, busy_s = 0, 0.0
         if self._run is not None:
             began_s, run = self._run
@@ -65,3 +83,6 @@ class Publication:
             load.released_blocks,
             accepted,
         )
+
+
+Message = KvMessage | LoadMessage
