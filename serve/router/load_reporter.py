@@ -36,6 +36,8 @@ class LoadReporter:
         self._uncached_tokens = 0
         self._committed_blocks = 0
         self._context_tokens = 0
+        self._told_tokens = 0  # of prompts that are complete
+        self._told_pairs = 0.0
         self._prefilled_tokens = 0
         self._prefilled_pairs = 0.0
         self._released_blocks = 0
@@ -63,8 +65,8 @@ class LoadReporter:
         if delta.prefill is not None:
             cached = delta.prefill.cached_tokens
             computed = max(0, request.prompt_tokens - cached)
-            self._prefilled_tokens += computed
-            self._prefilled_pairs += computed * cached + computed * (computed + 1) * 0.5
+            self._told_tokens += computed
+            self._told_pairs += computed * cached + computed * (computed + 1) * 0.5
             self._uncached_tokens -= sequence.uncached_tokens
             sequence.uncached_tokens = 0
             tokens += request.prompt_tokens
@@ -88,15 +90,12 @@ class LoadReporter:
         Args:
             stats: The engine's, of this moment.
         """
-        # An engine that died says nothing any more; totals stay where they were.
-        self._generated_tokens = max(self._generated_tokens, stats.generated_tokens)
-        self._steps = max(self._steps, stats.steps)
-        self._busy_s = max(self._busy_s, stats.busy_s)
+        self._take_totals(stats)
         accepted, self._accepted = tuple(self._accepted), []
         return LoadReport(
             running=stats.running,
             waiting=stats.waiting,
-            # What waits in the engine may turn out to be cached: by the block hashes, the gateway knows before it does.
+            # What waits in the engine may turn out to be cached: the gateway knows by the hashes before it does.
             queued_prefill_tokens=min(stats.queued_prefill_tokens, self._uncached_tokens),
             used_blocks=stats.used_blocks,
             total_blocks=stats.total_blocks,
@@ -110,3 +109,17 @@ class LoadReporter:
             released_blocks=self._released_blocks,
             accepted=accepted,
         )
+
+    def _take_totals(self, stats: EngineStats) -> None:
+        """Totals stay where they were if the engine says nothing any more: it has died."""
+        self._generated_tokens = max(self._generated_tokens, stats.generated_tokens)
+        self._steps = max(self._steps, stats.steps)
+        self._busy_s = max(self._busy_s, stats.busy_s)
+        # Engines count prompts as they compute them, chunk by chunk. Of one that does not, what was told when they were
+        # complete has to do; and of one that counts tokens only, the pairs that these usually have.
+        tokens = stats.computed_prompt_tokens or self._told_tokens
+        pairs = stats.computed_prompt_pairs
+        if not pairs and self._told_tokens:
+            pairs = self._told_pairs * tokens / self._told_tokens
+        self._prefilled_tokens = max(self._prefilled_tokens, tokens)
+        self._prefilled_pairs = max(self._prefilled_pairs, pairs)

@@ -1,5 +1,6 @@
 """TraceBook: the latest sequences of one gateway, for whoever asks how they were routed."""
 
+from collections import deque
 from collections.abc import Sequence
 
 from serve.router.trace import RouteTrace
@@ -11,7 +12,7 @@ class TraceBook:
     def __init__(self) -> None:
         self._by_sequence: dict[str, RouteTrace] = {}
         self._by_request: dict[str, list[RouteTrace]] = {}
-        self._ended: dict[str, None] = {}  # sequence ids, in the order of their end
+        self._ended: deque[str] = deque()  # sequence ids, in the order of their end
 
     def __len__(self) -> int:
         return len(self._by_sequence)
@@ -23,11 +24,9 @@ class TraceBook:
 
     def ended(self, trace: RouteTrace, kept: int) -> None:
         """A sequence has ended; forget the oldest of those that have, but `kept`."""
-        self._ended[trace.sequence_id] = None
+        self._ended.append(trace.sequence_id)
         while len(self._ended) > kept:
-            oldest = next(iter(self._ended))
-            del self._ended[oldest]
-            self._forget(self._by_sequence.pop(oldest))
+            self._forget(self._by_sequence.pop(self._ended.popleft()))
 
     def sequence(self, sequence_id: str) -> RouteTrace | None:
         """Return one sequence, if it is remembered."""
