@@ -1,4 +1,8 @@
-"""PrefixIndex: which replica holds which KV blocks, from KV events; answers how much of a prompt each one holds."""
+"""PrefixIndex: which replica holds which KV blocks, from KV events; answers how much of a prompt each one holds.
+
+Nothing here ever goes through all blocks at once: an event loop waits for it. A replica that leaves is forgotten some
+blocks at a time, while it counts no more from the first moment.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve.core.kv_events import DISK, GPU, HOST, KvEvent, KvRemoved, KvSnapshot, KvStored
+from serve.core.block_recency import BlockRecency
+from serve.core.block_table import FEW, BlockTable, Hashes, Slots, make_int32
+from serve.core.holder_sets import EMPTY, Counts, HolderSets
+from serve.core.kv_events import GPU, KvEvent, KvRemoved, KvSnapshot, KvStored
 
-Counts = npt.NDArray[np.int32]
+_CHUNK = 4096  # blocks of one event that are handled together
+_MATCH_FIRST = 512  # blocks of a prompt that are looked up first: most unknown prompts end here
+_CLEAN_SETS = 512  # per event, while a replica is being forgotten
+_CLEAN_SLOTS = 8192
+_CLEAN_BLOCKS = 256
+_TRUE = np.ones(1, dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +28,7 @@ class IndexMatch:
     """Leading blocks of a prompt that each row holds.
 
     Attributes:
-        hit, host, disk: (num_rows,) blocks held at all; and those of them on a slower tier.
+        hit, host, disk: (num_rows,) blocks held at all; and those of them on a slower tier. Nobody writes to them.
     """
 
     hit: Counts
@@ -28,28 +40,49 @@ class PrefixIndex:
     """KV blocks of the replicas of one model. A replica is a row: a small number, its own until it is removed.
 
     Args:
-        max_blocks: Blocks that are remembered at most.
+        max_blocks: Blocks that are remembered at most. Beyond, those that were least recently used are forgotten, ends
+            of chains first; the index then knows less than the replicas hold, never more.
     """
 
     def __init__(self, max_blocks: int = 4_000_000) -> None:
+        if max_blocks < 1:
+            raise ValueError(f"{max_blocks=} must be at least 1")
         self._max_blocks = max_blocks
-        self._holders: dict[int, int] = {}
-        self._tiers: dict[int, dict[int, int]] = {}
+        self._chunk = max(1, min(_CHUNK, max_blocks // 16))
+        self._evict_blocks = max(1, min(256, max_blocks // _CHUNK))  # at once: to find one costs almost as much
+        capacity = max_blocks + self._chunk  # an event is entered first, then what is too much is forgotten
+        self._table = BlockTable(capacity)
+        self._recency = BlockRecency(capacity)
+        self._set, self._set_at = make_int32(capacity + 1)
+        self._sets = HolderSets()
+        self._swept = 0  # slots that were searched for blocks without holders
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
+        self._lanes = np.zeros(0, dtype=np.intp)  # of each row; 0 is nobody's
+        self._nothing = np.zeros(0, dtype=np.int32)
 
     @property
     def num_rows(self) -> int:
         """Rows there are, in use or free."""
-        return len(self._rows) + len(self._free)
+        return len(self._lanes)
 
     def __len__(self) -> int:
-        return len(self._holders)
+        """Return how many blocks are remembered, including some of replicas that were removed a moment ago."""
+        return self._table.count
+
+    # Membership
 
     def add(self, replica_id: str) -> int:
         """Make a replica known, holding nothing; return its row."""
-        row = self._free.pop() if self._free else len(self._rows)
+        if replica_id in self._rows:
+            raise ValueError(f"replica {replica_id!r} is in the index already; remove it first")
+        if not self._free:
+            self._free.append(len(self._lanes))
+            self._lanes = np.append(self._lanes, 0)
+            self._nothing = np.zeros(len(self._lanes), dtype=np.int32)
+        row = self._free.pop()
         self._rows[replica_id] = row
+        self._lanes[row] = self._sets.open_lane()
         return row
 
     def row(self, replica_id: str) -> int:
@@ -59,72 +92,170 @@ class PrefixIndex:
     def remove(self, replica_id: str) -> None:
         """Forget a replica and all that it holds."""
         row = self._rows.pop(replica_id)
-        self._clear(row)
+        self._sets.retire_lane(int(self._lanes[row]))
+        self._lanes[row] = 0
         self._free.append(row)
+
+    # Events
 
     def apply(self, row: int, event: KvEvent) -> None:
         """Note a change of what a replica holds."""
-        bit = 1 << row
-        holders = self._holders
+        size = self._chunk
         if isinstance(event, KvStored):
-            for block in event.block_hashes:
-                holders[block] = holders.get(block, 0) | bit
-                self._set_tier(block, row, event.tier)
+            hashes = event.block_hashes
+            self._store(row, hashes[:size], event.parent, event.tier)
+            for start in range(size, len(hashes), size):
+                if not self._table.find_one(hashes[start - 1]):
+                    break  # the cap bit in the middle of this chain: what follows is worth nothing without that
+                self._store(row, hashes[start : start + size], hashes[start - 1], event.tier)
         elif isinstance(event, KvRemoved):
-            for block in event.block_hashes:
-                left = holders.get(block, 0) & ~bit
-                if left:
-                    holders[block] = left
-                else:
-                    holders.pop(block, None)
-                self._set_tier(block, row, GPU)
-        elif isinstance(event, KvSnapshot):
-            self._clear(row)
-            for number, block in enumerate(event.block_hashes):
-                holders[block] = holders.get(block, 0) | bit
-                self._set_tier(block, row, event.tiers[number] if event.tiers else GPU)
+            for start in range(0, len(event.block_hashes), size):
+                self._remove(row, event.block_hashes[start : start + size])
+        else:
+            self._start_afresh(row, event)
+        if self._sets.deserted or not self._sets.is_clean:
+            self._tidy()
 
-    def match(self, hashes: Sequence[int]) -> IndexMatch:
-        """Return how many leading blocks each row holds."""
-        rows = self.num_rows
-        hit, host, disk = (np.zeros(rows, dtype=np.int32) for _ in range(3))
-        live = (1 << rows) - 1
-        depth = 0
-        for block in hashes:
-            still = live & self._holders.get(block, 0)
-            if still != live:
-                _assign(hit, live & ~still, depth)
-                live = still
-                if not live:
-                    break
-            depth += 1
-            for row, tier in self._tiers.get(block, {}).items():
-                if live >> row & 1:
-                    (host if tier == HOST else disk)[row] += 1
-        _assign(hit, live, depth)
-        return IndexMatch(hit, host, disk)
+    def _store(self, row: int, hashes: Sequence[int], parent: int, tier: int) -> None:
+        slots = self._enter(hashes)
+        self._recency.touch_chain(slots, self._table.find_one(parent))
+        self._change_sets(slots, int(self._lanes[row]), tier)
+        self._evict()
 
-    def _clear(self, row: int) -> None:
-        bit = 1 << row
-        for block, holders in list(self._holders.items()):
-            if holders & bit:
-                if holders == bit:
-                    del self._holders[block]
-                else:
-                    self._holders[block] = holders & ~bit
-                self._set_tier(block, row, GPU)
+    def _remove(self, row: int, hashes: Sequence[int]) -> None:
+        slots: list[int] | Slots
+        if _are_few(hashes):
+            slots = [slot for slot in map(self._table.find_one, dict.fromkeys(hashes)) if slot]
+        else:
+            slots = self._table.find(as_hashes(hashes))
+            slots = slots[slots != 0]
+        self._change_sets(slots, int(self._lanes[row]), None)
+        for slot in slots if isinstance(slots, list) else slots.tolist():
+            if self._set_at[slot] == EMPTY:
+                self._table.discard(slot)
+                self._recency.forget(slot)
 
-    def _set_tier(self, block: int, row: int, tier: int) -> None:
-        if tier in (HOST, DISK):
-            self._tiers.setdefault(block, {})[row] = tier
-        elif block in self._tiers:
-            self._tiers[block].pop(row, None)
-            if not self._tiers[block]:
-                del self._tiers[block]
+    def _start_afresh(self, row: int, snapshot: KvSnapshot) -> None:
+        """Replace what a replica holds: its old lane is retired, which takes no time, and a new one is filled."""
+        self._sets.retire_lane(int(self._lanes[row]))
+        self._lanes[row] = lane = self._sets.open_lane()
+        hashes = snapshot.block_hashes
+        # The last ones first: it is mostly parents that were stored first, and those are to be kept longest.
+        for start in reversed(range(0, len(hashes), self._chunk)):
+            part = slice(start, start + self._chunk)
+            slots = np.asarray(self._enter(hashes[part]), dtype=np.int32)
+            new = self._set.take(slots) == EMPTY
+            if new.any():
+                parents = as_hashes(snapshot.parents[part])
+                self._recency.touch_new(slots[new], self._table.find(parents[new]))
+            if snapshot.tiers:
+                tiers = np.array(snapshot.tiers[part], dtype=np.int8)
+                for tier in np.unique(tiers).tolist():
+                    self._change_sets(slots[tiers == tier], lane, tier)
+            else:
+                self._change_sets(slots, lane, GPU)
+            self._evict()
+
+    def _enter(self, hashes: Sequence[int]) -> list[int] | Slots:
+        return self._table.enter_few(hashes) if _are_few(hashes) else self._table.enter(as_hashes(hashes))
+
+    def _change_sets(self, slots: list[int] | Slots, lane: int, tier: int | None) -> None:
+        """Let blocks be held by a lane in a tier, or no more."""
+        sets = self._sets
+        if isinstance(slots, list):
+            set_at, old, new, count = self._set_at, -1, -1, 0
+            for slot in slots:
+                its_set = set_at[slot]
+                if its_set != old:
+                    if count:
+                        sets.move(old, new, count)
+                    old, new, count = its_set, sets.changed(its_set, lane, tier), 0
+                set_at[slot] = new
+                count += 1
+            if count:
+                sets.move(old, new, count)
+        elif len(slots):
+            its_sets = self._set.take(slots)
+            starts, ends = run_bounds(its_sets)
+            changed = []
+            for start, end in zip(starts, ends, strict=True):
+                old = int(its_sets[start])
+                changed.append(sets.changed(old, lane, tier))
+                sets.move(old, changed[-1], end - start)
+            self._set[slots] = changed[0] if len(changed) == 1 else np.repeat(changed, np.subtract(ends, starts))
+
+    # Forgetting
+
+    def _evict(self) -> None:
+        while (excess := self._table.count - self._max_blocks) > 0:
+            for slot in self._recency.oldest(max(excess, self._evict_blocks), self._table.top):
+                self._discard(slot)
+
+    def _tidy(self) -> None:
+        """Go on forgetting replicas: first in the sets, then blocks that have no holder left."""
+        sets = self._sets
+        if not sets.is_clean:
+            sets.clean(_CLEAN_SETS)
+        if sets.deserted:
+            first, end = self._swept + 1, min(self._swept + _CLEAN_SLOTS, self._table.top)
+            deserted = np.isin(self._set[first : end + 1], list(sets.deserted))
+            found = np.flatnonzero(deserted)[:_CLEAN_BLOCKS] + first
+            for slot in found.tolist():
+                self._discard(slot)
+            if len(found) == _CLEAN_BLOCKS:
+                end = int(found[-1])
+            self._swept = end if end < self._table.top else 0
+
+    def _discard(self, slot: int) -> None:
+        self._sets.move(self._set_at[slot], EMPTY, 1)
+        self._set_at[slot] = EMPTY
+        self._table.discard(slot)
+        self._recency.forget(slot)
+
+    # Questions
+
+    def match(self, hashes: Sequence[int] | Hashes) -> IndexMatch:
+        """Return how many leading blocks each row holds. An array of hashes is faster than a list."""
+        slots = self._find_leading(hashes if isinstance(hashes, np.ndarray) else as_hashes(hashes))
+        if len(slots):
+            its_sets = self._set.take(slots)
+            starts, ends = run_bounds(its_sets)
+            found = self._sets.count_leading(its_sets.take(starts).tolist(), ends)
+            if found is not None:
+                self._recency.touch(slots[: found.depth])
+                lanes, none = self._lanes, self._nothing
+                host = none if found.host is None else found.host.take(lanes)
+                disk = none if found.disk is None else found.disk.take(lanes)
+                return IndexMatch(found.hit.take(lanes), host, disk)
+        return IndexMatch(self._nothing, self._nothing, self._nothing)
+
+    def _find_leading(self, hashes: Hashes) -> Slots:
+        """Return the slots of the blocks before the first one that nobody holds."""
+        found = []
+        for part in (hashes,) if len(hashes) <= _MATCH_FIRST else (hashes[:_MATCH_FIRST], hashes[_MATCH_FIRST:]):
+            slots = self._table.find(part)
+            if not slots.all():
+                found.append(slots[: int(slots.argmin())])
+                break
+            found.append(slots)
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-def _assign(column: Counts, mask: int, value: int) -> None:
-    while mask:
-        low = mask & -mask
-        column[low.bit_length() - 1] = value
-        mask ^= low
+def as_hashes(hashes: Sequence[int]) -> Hashes:
+    """Return hashes as an array."""
+    return np.fromiter(hashes, np.uint64, len(hashes))
+
+
+def run_bounds(numbers: npt.NDArray[np.int32]) -> tuple[list[int], list[int]]:
+    """Return where runs of equal numbers begin and end; at least one number."""
+    changes = (numbers[1:] != numbers[:-1]).nonzero()[0]
+    if not len(changes):
+        return [0], [len(numbers)]
+    changes += 1
+    starts: list[int] = changes.tolist()
+    return [0, *starts], [*starts, len(numbers)]
+
+
+def _are_few(hashes: Sequence[int]) -> bool:
+    # Blocks that come twice in one event, which no engine says, are not for the fast way either.
+    return len(hashes) <= FEW or len(set(hashes)) < len(hashes)

@@ -1,0 +1,187 @@
+"""BlockTable: hashes of KV blocks -> slots, small numbers that index columns of what is known of each block.
+
+A hash table of arrays instead of objects: 16 to 80 bytes a block instead of more than 100, looked up by the thousand at
+once without a cache miss for each object, and without the pause of half a second in which a `dict` of some millions of
+entries moves to a larger place. Few blocks are handled one at a time, because a numpy call costs as much as two of
+them.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Hashes = npt.NDArray[np.uint64]
+Slots = npt.NDArray[np.int32]
+
+FEW = 128  # blocks up to which one at a time is faster
+# Buckets of the table: at first, and from some number of blocks on. Moving to a larger table is one pass over the
+# blocks, so the last one, for which that would take too long, is made for as many as there may ever be.
+_FIRST_BUCKETS = 1 << 17
+_MIDDLE_BUCKETS = 1 << 21
+_BUCKETS_PER_BLOCK = 4
+
+
+class BlockTable:
+    """Hashes, each with a slot in [1, capacity].
+
+    Args:
+        capacity: Blocks at most. Memory is taken as it is used.
+
+    Attributes:
+        count: Blocks there are.
+        top: Highest slot that was ever used.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.count = 0
+        self.top = 0
+        self._last_buckets = _power_of_two(_BUCKETS_PER_BLOCK * capacity)
+        # Each bucket is a list: `_heads` has its first slot, `_next` the one after each slot, 0 ends it.
+        self._hashes, self._hash_at = make_uint64(capacity + 1)
+        self._next, self._next_at = make_int32(capacity + 1)
+        self._free, self._free_at = make_int32(capacity + 1)
+        self._num_free = 0
+        self._make_buckets(min(_FIRST_BUCKETS, self._last_buckets))
+
+    def find(self, hashes: Hashes) -> Slots:
+        """Return the slot of each; 0 for those that are not there."""
+        slots = self._heads.take(self._buckets(hashes))
+        wrong = (self._hashes.take(slots) != hashes).nonzero()[0]
+        while len(wrong):
+            following = self._next.take(slots.take(wrong))
+            slots[wrong] = following
+            wrong = wrong[(self._hashes.take(following) != hashes.take(wrong)) & (following != 0)]
+        return slots
+
+    def find_one(self, block_hash: int) -> int:
+        """Return the slot of a hash; 0 if it is not there."""
+        hashes, slot = self._hash_at, self._head_at[block_hash & self._mask]
+        while slot and hashes[slot] != block_hash:
+            slot = self._next_at[slot]
+        return slot
+
+    def enter_few(self, hashes: Sequence[int]) -> list[int]:
+        """Return the slot of each, after those that are not there were entered; there must be room for all."""
+        self._provide(len(hashes))
+        heads, following, known, mask = self._head_at, self._next_at, self._hash_at, self._mask
+        slots = []
+        for block_hash in hashes:
+            bucket = block_hash & mask
+            slot = first = heads[bucket]
+            while slot and known[slot] != block_hash:
+                slot = following[slot]
+            if not slot:
+                slot = self._take_slot()
+                known[slot] = block_hash
+                following[slot] = first
+                heads[bucket] = slot
+            slots.append(slot)
+        return slots
+
+    def enter(self, hashes: Hashes) -> Slots:
+        """Return the slot of each, after those that are not there were entered; there must be room. No hash twice."""
+        self._provide(len(hashes))
+        slots = self.find(hashes)
+        missing = (slots == 0).nonzero()[0]
+        if len(missing):
+            new = self._take_slots(len(missing))
+            slots[missing] = new
+            self._hashes[new] = hashes[missing]
+            self._link(new)
+        return slots
+
+    def discard(self, slot: int) -> None:
+        """Forget a block; its slot will be another one's."""
+        bucket = self._hash_at[slot] & self._mask
+        other = self._head_at[bucket]
+        if other == slot:
+            self._head_at[bucket] = self._next_at[slot]
+        else:
+            while (following := self._next_at[other]) != slot:
+                other = following
+            self._next_at[other] = self._next_at[slot]
+        self._free_at[self._num_free] = slot
+        self._num_free += 1
+        self.count -= 1
+
+    def _take_slot(self) -> int:
+        self.count += 1
+        if self._num_free:
+            self._num_free -= 1
+            return self._free_at[self._num_free]
+        self.top += 1
+        return self.top
+
+    def _take_slots(self, count: int) -> Slots:
+        used_before = min(count, self._num_free)
+        self._num_free -= used_before
+        again = self._free[self._num_free : self._num_free + used_before]
+        new = np.arange(self.top + 1, self.top + 1 + count - used_before, dtype=np.int32)
+        self.top += count - used_before
+        self.count += count
+        return np.concatenate((again, new))
+
+    def _link(self, slots: Slots) -> None:
+        """Put slots at the heads of their buckets."""
+        buckets = self._buckets(self._hashes.take(slots))
+        while len(slots):
+            self._next[slots] = self._heads.take(buckets)
+            self._heads[buckets] = slots
+            lost = (self._heads.take(buckets) != slots).nonzero()[0]  # of two in one bucket, the last one is there
+            slots, buckets = slots[lost], buckets[lost]
+
+    def _buckets(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        return (hashes & self._mask_array).view(np.int64)
+
+    def _provide(self, more: int) -> None:
+        """Move to a larger table if the present one is too small for some more blocks."""
+        buckets = self._mask + 1
+        while buckets < self._last_buckets and buckets < _BUCKETS_PER_BLOCK * (self.count + more):
+            buckets = self._last_buckets if buckets >= _MIDDLE_BUCKETS else min(_MIDDLE_BUCKETS, self._last_buckets)
+        if buckets > self._mask + 1:
+            old = self._heads
+            self._make_buckets(buckets)
+            self._link(self._chained(old))
+
+    def _chained(self, heads: Slots) -> Slots:
+        """Return every slot that is in use."""
+        found = []
+        slots = heads[heads != 0]
+        while len(slots):
+            found.append(slots)
+            slots = self._next.take(slots)
+            slots = slots[slots != 0]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int32)
+
+    def _make_buckets(self, count: int) -> None:
+        self._heads, self._head_at = make_int32(count)
+        self._mask = count - 1
+        self._mask_array = np.array(self._mask, dtype=np.uint64)
+
+
+# A column, and the same memory as a ctypes array: reading one element of that takes a third of what numpy needs. It is
+# zero, and takes memory only where it was written.
+
+
+def make_int32(length: int) -> tuple[npt.NDArray[np.int32], "ctypes.Array[ctypes.c_int32]"]:
+    """Make a column of 32-bit integers."""
+    column = np.zeros(length, dtype=np.int32)
+    return column, (ctypes.c_int32 * length).from_buffer(column.data)
+
+
+def make_int64(length: int) -> tuple[npt.NDArray[np.int64], "ctypes.Array[ctypes.c_int64]"]:
+    """Make a column of 64-bit integers."""
+    column = np.zeros(length, dtype=np.int64)
+    return column, (ctypes.c_int64 * length).from_buffer(column.data)
+
+
+def make_uint64(length: int) -> tuple[npt.NDArray[np.uint64], "ctypes.Array[ctypes.c_uint64]"]:
+    """Make a column of unsigned 64-bit integers."""
+    column = np.zeros(length, dtype=np.uint64)
+    return column, (ctypes.c_uint64 * length).from_buffer(column.data)
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
