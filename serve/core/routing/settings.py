@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter
 
+from serve.core.routing.fairness import FairnessSettings
 from serve.core.routing.policies.affinity import LoraAffinityPolicy, SessionAffinityPolicy
 from serve.core.routing.policies.aibrix import AibrixPolicy
 from serve.core.routing.policies.dynamo import DynamoPolicy
@@ -52,8 +53,17 @@ class RoutingSettings(StrictModel):
         "field `prompt_cache_key` does.",
     )
     tenant_header: str = Field(
-        default="x-tenant-id", pattern=HEADER, description="Request header that names the tenant, for counters."
+        default="x-tenant-id",
+        pattern=HEADER,
+        description="Request header that names the tenant, for counters and shares.",
     )
+    priority_header: str = Field(
+        default="x-raytrt-priority",
+        pattern=HEADER,
+        description="Request header that holds a priority, an integer of which lower ones are served first; without "
+        "it, the field `priority` does.",
+    )
+    fairness: FairnessSettings = FairnessSettings()
 
 
 class PredictiveSettings(RoutingSettings):

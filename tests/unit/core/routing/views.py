@@ -8,7 +8,7 @@ from serve.core.routing.decision import FleetView, PrefixMatch
 from serve.core.routing.request import RouteRequest
 
 _SCALARS = {"replica_ids", "rows", "tokens_per_block", "now_s", "decisions"}
-_ONES = {"total_blocks", "prefill_token_s", "decode_step_s", "assigned_share"}
+_ONES = {"total_blocks", "prefill_token_s", "queued_token_s", "decode_step_s", "assigned_share"}
 
 
 def view(count: int, **columns: list[float]) -> FleetView:
