@@ -23,7 +23,7 @@ REQUESTS_PREFIX = "/debug/requests/"
 class _Kind(msgspec.Struct):
     """What tells a chat from a completion."""
 
-    messages: msgspec.Raw | None = None
+    messages: msgspec.Raw = msgspec.Raw(b"")
 
 
 class DebugRoutes:
@@ -80,7 +80,7 @@ class DebugRoutes:
         await exchange.send_json(encode(answers.RoutePreview(job.model.id, records)))
 
     async def _job(self, exchange: Exchange, body: bytes, settings: GatewaySettings) -> Job:
-        if decode_body(self._kind_decoder, body).messages is not None:
+        if bytes(decode_body(self._kind_decoder, body).messages):
             chat = decode_body(self._chat_decoder, body)
             model = find_model(self._models, chat.model)
             check_chat(chat)

@@ -3,8 +3,10 @@
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Self
 
 from serve.core.request import FinishReason, GenerateRequest, TokenDelta
+from serve.errors import RayTRTError
 from serve.ingress.settings import GatewaySettings
 from serve.router.board import RoutingBoard
 from serve.router.hints import RouteHints
@@ -48,6 +50,10 @@ class RoutingDesk:
         self._log_settings: GatewaySettings | None = None
 
     # Sequences
+
+    def following(self, request: GenerateRequest, hints: RouteHints) -> "Following":
+        """Return a context around the life of a sequence; enter it before the sequence is sent to a replica."""
+        return Following(self, request, hints)
 
     def begin(self, request: GenerateRequest, hints: RouteHints) -> RouteTrace:
         """A sequence is about to be sent to a replica; `end` has to follow."""
@@ -145,3 +151,30 @@ class RoutingDesk:
             path = path.with_name(f"{path.stem}.{self._gateway_id}{path.suffix}")
             target = LogTarget(path, settings.request_log_max_bytes, settings.request_log_max_files)
         self._log.set_target(target)
+
+
+class Following:
+    """The life of one sequence, told to the desk. However the context is left, the sequence has ended."""
+
+    __slots__ = ("_desk", "_ended", "_hints", "_request", "_trace")
+
+    def __init__(self, desk: RoutingDesk, request: GenerateRequest, hints: RouteHints) -> None:
+        self._desk = desk
+        self._request = request
+        self._hints = hints
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        self._trace = self._desk.begin(self._request, self._hints)
+        return self
+
+    def note(self, delta: TokenDelta, replica_id: str) -> None:
+        """A delta has come from a replica; with a finish reason, it is the end."""
+        self._desk.note(self._trace, delta, replica_id)
+        if delta.finish_reason is not None:
+            self._ended = True
+            self._desk.end(self._trace, self._request, delta.finish_reason)
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
+        if not self._ended:
+            self._desk.end(self._trace, self._request, None, failed=isinstance(exc, RayTRTError))

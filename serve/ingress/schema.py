@@ -25,11 +25,13 @@ _STRUCTS = (
     answers.Version,
     answers.Health,
     answers.Readiness,
+    answers.RoutedRequest,
+    answers.RoutePreview,
     ErrorResponse,
 )
 _ERRORS = {
     400: "A field is wrong, unknown or cannot be honoured; `param` names it.",
-    404: "No such model.",
+    404: "No such model, or nothing is known of such a request.",
     405: "No such method.",
     408: "The request took longer than the limit of this gateway.",
     413: "The body is too long.",
@@ -67,6 +69,10 @@ def openapi_document(model_ids: Sequence[str]) -> dict[str, Any]:
             "/v1/models/{model}": _get("showModel", "One model.", "Model", parameter=_model_parameter(model_ids)),
             "/tokenize": _post("tokenize", "TokenizeRequest", "Tokens"),
             "/detokenize": _post("detokenize", "DetokenizeRequest", "Text"),
+            "/debug/route": _post("previewRoute", ("ChatCompletionRequest", "CompletionRequest"), "RoutePreview"),
+            "/debug/requests/{request}": _get(
+                "showRouting", "How a request was routed.", "RoutedRequest", parameter=_request_parameter()
+            ),
             "/health": _get("health", "Whether the process lives.", "Health"),
             "/ready": _ready(),
             "/version": _get("version", "The release.", "Version"),
@@ -76,8 +82,14 @@ def openapi_document(model_ids: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _json(schema: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+def _reference(schema: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def _json(*schemas: str) -> dict[str, Any]:
+    """Return the content of a body that one of the schemas describes."""
+    parts = [_reference(schema) for schema in schemas]
+    return {"application/json": {"schema": parts[0] if len(parts) == 1 else {"anyOf": parts}}}
 
 
 def _errors(*statuses: int) -> dict[str, Any]:
@@ -97,7 +109,7 @@ def _answer(schema: str) -> dict[str, Any]:
 
 def _event(schema: str) -> dict[str, Any]:
     """A server-sent event, as OpenAPI 3.2 describes it; the version before could not."""
-    either = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in (schema, "ErrorResponse")]}
+    either = {"anyOf": [_reference(schema), _reference("ErrorResponse")]}
     event = {"contentMediaType": "application/json", "contentSchema": either}
     done = {"const": "[DONE]", "description": "The last event of a stream that is complete."}
     return {
@@ -107,14 +119,15 @@ def _event(schema: str) -> dict[str, Any]:
     }
 
 
-def _post(operation: str, request: str, answer: str, event: str | None = None) -> dict[str, Any]:
+def _post(operation: str, request: str | tuple[str, ...], answer: str, event: str | None = None) -> dict[str, Any]:
+    bodies = (request,) if isinstance(request, str) else request
     success = _answer(answer)
     if event is not None:
         success["content"]["text/event-stream"] = {"itemSchema": _event(event)}
     return {
         "post": {
             "operationId": operation,
-            "requestBody": {"required": True, "content": _json(request)},
+            "requestBody": {"required": True, "content": _json(*bodies)},
             "responses": {"200": success, **_errors(400, 404, 408, 413, 415, 429, 500, 503)},
         }
     }
@@ -139,6 +152,16 @@ def _model_parameter(model_ids: Sequence[str]) -> dict[str, Any]:
         "description": "May contain '/'.",
         "schema": {"type": "string", "minLength": 1},
         "examples": {model_id: {"value": model_id} for model_id in model_ids},
+    }
+
+
+def _request_parameter() -> dict[str, Any]:
+    return {
+        "name": "request",
+        "in": "path",
+        "required": True,
+        "description": "The x-request-id of an answer.",
+        "schema": {"type": "string", "minLength": 1},
     }
 
 

@@ -86,32 +86,31 @@ class ServeBackend:
         """Stream a sequence; see `Backend.generate`."""
         address, stream = self._listener.open()
         request = msgspec.structs.replace(request, reply_to=address.to_text())
-        trace = self._desk.begin(request, hints)  # before the call, on whose way Serve's router asks what is known
+        finished = False
+        # Before the call is made: on its way Serve's router asks what is known of the sequence.
+        with self._desk.following(request, hints) as following:
+            call = self._start_call(request, stream)
+            try:
+                while not finished:
+                    delta = await stream.next()
+                    finished = delta.finish_reason is not None
+                    following.note(delta, stream.replica_id)
+                    yield delta
+            finally:
+                self._listener.close_stream(address)
+                stream.closed = True
+                if not finished:
+                    call.cancel()
+
+    def _start_call(self, request: GenerateRequest, stream: DeltaStream) -> asyncio.Task[None]:
         # An empty context of its own: Serve's router indexes waiting calls by the HTTP request that they belong to, and
-        # loses all but one of those that share it (n > 1, batches). Cancelling is done below, not by inheritance.
+        # loses all but one of those that share it (n > 1, batches). Cancelling is done by hand, not by inheritance.
         call = asyncio.get_running_loop().create_task(
             self._call(self._methods[request.model], request, stream), context=contextvars.Context()
         )
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
-        reason, failed = None, False
-        try:
-            while reason is None:
-                delta = await stream.next()
-                reason = delta.finish_reason
-                self._desk.note(trace, delta, stream.replica_id)
-                if reason is not None:
-                    self._desk.end(trace, request, reason)
-                yield delta
-        except RayTRTError:
-            failed = True
-            raise
-        finally:
-            self._listener.close_stream(address)
-            stream.closed = True
-            if reason is None:
-                call.cancel()
-                self._desk.end(trace, request, None, failed=failed)
+        return call
 
     async def _call(self, generate: DeploymentHandle, request: GenerateRequest, stream: DeltaStream) -> None:
         try:

@@ -117,19 +117,12 @@ class FakeBackend:
         self, request: GenerateRequest, hints: RouteHints = NO_HINTS
     ) -> AsyncGenerator[TokenDelta, None]:
         """See `Backend.generate`."""
-        trace, reason = self.desk.begin(request, hints), None
-        replica_id = self._route(request)
-        try:
+        with self.desk.following(request, hints) as following:
+            replica_id = self._route(request)
             async with aclosing(self._run(request)) as deltas:
                 async for delta in deltas:
-                    reason = delta.finish_reason
-                    self.desk.note(trace, delta, replica_id)
-                    if reason is not None:
-                        self.desk.end(trace, request, reason)
+                    following.note(delta, replica_id)
                     yield delta
-        finally:
-            if reason is None:
-                self.desk.end(trace, request, None)
 
     def _route(self, request: GenerateRequest) -> str:
         board = self.desk.boards.get(request.model)

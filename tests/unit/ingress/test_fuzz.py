@@ -29,16 +29,27 @@ from serve.core.request import GenerateRequest, TokenDelta
 from serve.ingress.api import GatewayApp, make_app
 from serve.ingress.models import load_model
 from serve.ingress.openai import ChatCompletionRequest, CompletionRequest
+from serve.ingress.routing_desk import RoutingDesk
 from serve.ingress.settings import GatewaySettings
 from tests.unit.ingress.asgi import Connection, post
 from tests.unit.ingress.conftest import tokens_of
 from tests.unit.ingress.fake_backend import FakeBackend, say
 from tests.unit.ingress.tiny_model import CONTEXT_TOKENS, write_model
+from tests.unit.router.boards import make_board
 
 VOCAB_SIZE = 512
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 GENERATING = ["/v1/chat/completions", "/v1/completions"]
-HEADERS = [b"content-type", b"content-length", b"x-request-id", b"x-raytrt-timing", b"transfer-encoding"]
+HEADERS = [
+    b"content-type",
+    b"content-length",
+    b"x-request-id",
+    b"x-raytrt-timing",
+    b"x-raytrt-explain",
+    b"x-session-id",
+    b"x-tenant-id",
+    b"transfer-encoding",
+]
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -80,7 +91,9 @@ def gateway() -> GatewayApp:
         async for delta in speak(request):
             yield delta
 
-    return make_app([model], FakeBackend(script), lambda: GatewaySettings(max_sequences_per_request=4))
+    board, _, _ = make_board("a", "b")
+    backend = FakeBackend(script, desk=RoutingDesk({"tiny": board}))
+    return make_app([model], backend, lambda: GatewaySettings(max_sequences_per_request=4))
 
 
 @cache
@@ -104,16 +117,27 @@ def test_bodies_that_generate(path: str, mode: GenerationMode, data: st.DataObje
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/debug/route"])
 @given(data=st.data())
 @settings(FUZZ, max_examples=30)
-def test_bodies_for_the_tokenizer(path: str, mode: GenerationMode, data: st.DataObject) -> None:
+def test_bodies_that_generate_nothing(path: str, mode: GenerationMode, data: st.DataObject) -> None:
     check_bodies(path, mode, data)
 
 
 @pytest.mark.parametrize(
     "operation",
-    ["GET " + path for path in ("/v1/models", "/v1/models/{model}", "/health", "/ready", "/version", "/metrics")],
+    [
+        f"GET {path}"
+        for path in (
+            "/v1/models",
+            "/v1/models/{model}",
+            "/health",
+            "/ready",
+            "/version",
+            "/metrics",
+            "/debug/requests/{request}",
+        )
+    ],
 )
 @given(data=st.data())
 @settings(FUZZ, max_examples=10)
