@@ -17,10 +17,10 @@ import numpy.typing as npt
 from serve.core.routing.load import LoadReport
 
 _FEATURES = 5
-# Typical size of each feature in a second: puts them on one scale, so that one ridge suits all.
+# Typical size of each feature in a second: keeps the numbers of one size.
 _SCALE = np.array([2e4, 1e8, 50.0, 1e3, 1e7])
 _FORGET = 0.98  # weight of all that was seen before, for each second that the engine was busy
-_RIDGE = 1e-3
+_RIDGE = 1e-3  # of the squares seen
 _WINDOW_S = 0.25  # busy seconds that are looked at together: a report cuts steps, a window of many only the outer ones
 _REFIT_S = 1.0  # busy seconds between fits
 
@@ -94,8 +94,10 @@ class LearnedRates:
 
     def _fit(self) -> None:
         self._fitted_s = self._seen_s
-        # The prior pulls weakly, so that what the traffic does not show stays reasonable.
-        ridge = np.diag(np.full(_FEATURES, _RIDGE)) * max(1e-12, float(np.trace(self._gram)) / _FEATURES)
+        # The prior pulls weakly, in proportion to what was seen of each feature, whatever its size on this hardware;
+        # and alone where nothing was seen.
+        seen = np.diagonal(self._gram)
+        ridge = np.diag(_RIDGE * seen + 1e-9 * max(1e-12, float(seen.sum())))
         gram, moment = self._gram + ridge, self._moment + ridge @ (self._prior * _SCALE)
         self.rates = Rates(*(_non_negative(gram, moment) / _SCALE).tolist())
         self.known = True
