@@ -16,9 +16,14 @@ class _Timing(msgspec.Struct):
     prefill_s: float | None = None
 
 
+class _Details(msgspec.Struct):
+    cached_tokens: int = 0
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: _Details = _Details()
 
 
 class _Choice(msgspec.Struct):
@@ -44,6 +49,7 @@ class StreamRecord:
         arrivals: For each chunk with text: (arrival, emission in the engine).
         pieces: The text.
         status, usage_tokens, complete: HTTP status, completion tokens by the usage chunk, whether [DONE] came.
+        cached_tokens: Prompt tokens that were cached, by the usage chunk.
         engine_ttft_s: The engine's own time to first token: its queue and prefill.
     """
 
@@ -53,6 +59,7 @@ class StreamRecord:
     status: int = 0
     usage_tokens: int = 0
     complete: bool = False
+    cached_tokens: int = 0
     engine_ttft_s: float = 0.0
     body: bytes = b""
 
@@ -141,6 +148,7 @@ class Connection(asyncio.Protocol):
         timing = chunk.raytrt
         if chunk.usage is not None:
             record.usage_tokens = chunk.usage.completion_tokens
+            record.cached_tokens = chunk.usage.prompt_tokens_details.cached_tokens
         if timing is not None and timing.prefill_s is not None:
             record.engine_ttft_s = (timing.queue_s or 0.0) + timing.prefill_s
         if chunk.choices and chunk.choices[0].text:
