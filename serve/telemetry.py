@@ -129,6 +129,25 @@ ROUTING_TTFT_RATIO = Metric(
     _MODEL,
     (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
 )
+ROUTING_QUEUED = Metric(
+    "raytrt_routing_queued_sequences",
+    "gauge",
+    "Sequences that wait in this gateway because no replica has room, by tenant (the busiest; others are `other`).",
+    ("model", "tenant"),
+)
+ROUTING_QUEUE_WAIT = Metric(
+    "raytrt_routing_queue_wait_seconds",
+    "histogram",
+    "How long sequences waited in this gateway for room, of those that had to and were served.",
+    _MODEL,
+    _REQUEST_S,
+)
+ROUTING_TURNED_AWAY = Metric(
+    "raytrt_routing_turned_away_total",
+    "counter",
+    "Sequences refused because too many waited already (full), or that waited too long (too_long).",
+    ("model", "reason"),
+)
 ROUTING_INDEX_BLOCKS = Metric(
     "raytrt_routing_index_blocks", "gauge", "KV blocks that the prefix index of this gateway knows.", _MODEL
 )
@@ -190,6 +209,9 @@ GATEWAY_METRICS = (
     ROUTING_CACHED_TOKENS,
     ROUTING_MISSED_BLOCKS,
     ROUTING_TTFT_RATIO,
+    ROUTING_QUEUED,
+    ROUTING_QUEUE_WAIT,
+    ROUTING_TURNED_AWAY,
     ROUTING_INDEX_BLOCKS,
     ROUTING_REPLICAS,
     *EVENT_PLANE_COUNTS,

@@ -149,6 +149,7 @@ def _load(model: GatewayModel) -> ServedModel:
         context_tokens=model.context_limit,
         session_header=routing.session_header,
         tenant_header=routing.tenant_header,
+        priority_header=routing.priority_header,
     )
 
 

@@ -22,7 +22,8 @@ class ServedModel:
         vocab_size: Token ids are below this.
         created: Unix time, for GET /v1/models.
         owned_by: For GET /v1/models.
-        session_header, tenant_header: Request headers that name session and tenant; lower case.
+        session_header, tenant_header, priority_header: Request headers that name session, tenant and priority; lower
+            case.
     """
 
     id: str
@@ -33,6 +34,7 @@ class ServedModel:
     owned_by: str = "raytrt"
     session_header: str = "x-session-id"
     tenant_header: str = "x-tenant-id"
+    priority_header: str = "x-raytrt-priority"
 
 
 def load_model(
@@ -44,6 +46,7 @@ def load_model(
     owned_by: str = "raytrt",
     session_header: str = "x-session-id",
     tenant_header: str = "x-tenant-id",
+    priority_header: str = "x-raytrt-priority",
 ) -> ServedModel:
     """Read the text side of a model from its directory. Blocks, up to a second for a large vocabulary.
 
@@ -56,6 +59,7 @@ def load_model(
         owned_by: Who is said to own it.
         session_header: Request header that names a session.
         tenant_header: Request header that names the tenant.
+        priority_header: Request header that holds the priority.
 
     Raises:
         ConfigError: A file is missing or broken, or no file says how long the context is.
@@ -76,6 +80,7 @@ def load_model(
         owned_by=owned_by,
         session_header=session_header,
         tenant_header=tenant_header,
+        priority_header=priority_header,
     )
 
 

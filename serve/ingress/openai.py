@@ -95,6 +95,10 @@ class GenerationFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ]
         | None
     ) = None
+    priority: (
+        Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="Lower is served first, while not all can be.")]
+        | None
+    ) = None
     cache_salt: (
         Annotated[str, Meta(max_length=256, description="Requests share cached prefixes of the same salt only.")] | None
     ) = None

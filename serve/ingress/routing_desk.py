@@ -9,6 +9,7 @@ from serve.core.request import FinishReason, GenerateRequest, TokenDelta
 from serve.errors import RayTRTError
 from serve.ingress.settings import GatewaySettings
 from serve.router.board import RoutingBoard
+from serve.router.fair_gate import FairGate
 from serve.router.hints import RouteHints
 from serve.router.logged_request import logged_request
 from serve.router.records import RouteRecord, make_record
@@ -32,6 +33,10 @@ class RoutingDesk:
         settings: Returns the settings in force.
         gateway_id: Unique among the gateways; names its request log.
         ask_peers: Asks the other gateways for the records of a request; may fail with any exception.
+
+    Attributes:
+        boards: The same.
+        gates: Model id to where its sequences wait while no replica has room; without those that do not wait here.
     """
 
     def __init__(
@@ -42,6 +47,9 @@ class RoutingDesk:
         ask_peers: AskPeers = no_peers,
     ) -> None:
         self.boards = boards
+        self.gates = {
+            model: FairGate(board, board.fairness) for model, board in boards.items() if board.fairness.enabled
+        }
         self._settings = settings
         self._gateway_id = gateway_id
         self._ask_peers = ask_peers
@@ -66,6 +74,16 @@ class RoutingDesk:
             if self._log.is_open:
                 trace.output = []
         return trace
+
+    async def admit(self, trace: RouteTrace, request: GenerateRequest) -> None:
+        """Return when a sequence that has begun may be sent to a replica.
+
+        Raises:
+            Overloaded: There is no room for it, and too many wait, or it has waited too long.
+        """
+        gate = self.gates.get(trace.model)
+        if gate is not None:
+            await gate.enter(trace, request)
 
     def note(self, trace: RouteTrace, delta: TokenDelta, replica_id: str) -> None:
         """A delta of a sequence has come from a replica."""
@@ -104,6 +122,9 @@ class RoutingDesk:
             if trace.output is not None and board.tokens_per_block:
                 self._log.write(logged_request(trace, request, time.time(), board.tokens_per_block))
             board.close(trace)
+        gate = self.gates.get(trace.model)
+        if gate is not None:
+            gate.leave(trace)
         trace.output = None
         self._book.ended(trace, self._settings().routing_records)
 
@@ -167,6 +188,10 @@ class Following:
     def __enter__(self) -> Self:
         self._trace = self._desk.begin(self._request, self._hints)
         return self
+
+    async def admitted(self) -> None:
+        """Return when the sequence may be sent to a replica; see `RoutingDesk.admit`."""
+        await self._desk.admit(self._trace, self._request)
 
     def note(self, delta: TokenDelta, replica_id: str) -> None:
         """A delta has come from a replica; with a finish reason, it is the end."""

@@ -26,12 +26,30 @@ def routing_families(desk: RoutingDesk) -> Iterator[PrometheusMetric]:
     yield _numbers(boards, telemetry.ROUTING_CACHED_TOKENS, lambda board: [((), board.counts.cached_tokens)])
     yield _numbers(boards, telemetry.ROUTING_MISSED_BLOCKS, lambda board: sorted(board.counts.missed_blocks.items()))
     yield _histogram(boards, telemetry.ROUTING_TTFT_RATIO, lambda board: board.counts.ttft_ratio)
+    yield from _queue_families(desk)
     yield _numbers(boards, telemetry.ROUTING_INDEX_BLOCKS, lambda board: [((), board.index_blocks)])
     yield _numbers(boards, telemetry.ROUTING_REPLICAS, _replicas)
     for metric, name in telemetry.EVENT_PLANE_COUNTS.items():
         yield _numbers(boards, metric, partial(_heard, name))
     log = telemetry.REQUEST_LOG_DROPPED
     yield CounterMetricFamily(log.name, log.help, value=desk.log_dropped)
+
+
+def _queue_families(desk: RoutingDesk) -> Iterator[PrometheusMetric]:
+    metric = telemetry.ROUTING_QUEUED
+    queued = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+    metric = telemetry.ROUTING_QUEUE_WAIT
+    waits = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    metric = telemetry.ROUTING_TURNED_AWAY
+    refused = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for model, gate in desk.gates.items():
+        for tenant, count in sorted(gate.queued().items()):
+            queued.add_metric([model, tenant], count)
+        buckets, total_s = gate.waited_s.cumulated()
+        waits.add_metric([model], buckets, total_s)
+        for reason, count in sorted(gate.turned_away.items()):
+            refused.add_metric([model, reason], count)
+    yield from (queued, waits, refused)
 
 
 def _heard(name: str, board: RoutingBoard) -> Samples:

@@ -89,8 +89,10 @@ class ServeBackend:
         finished = False
         # Before the call is made: on its way Serve's router asks what is known of the sequence.
         with self._desk.following(request, hints) as following:
-            call = self._start_call(request, stream)
+            call = None
             try:
+                await following.admitted()
+                call = self._start_call(request, stream)
                 while not finished:
                     delta = await stream.next()
                     finished = delta.finish_reason is not None
@@ -99,7 +101,7 @@ class ServeBackend:
             finally:
                 self._listener.close_stream(address)
                 stream.closed = True
-                if not finished:
+                if call is not None and not finished:
                     call.cancel()
 
     def _start_call(self, request: GenerateRequest, stream: DeltaStream) -> asyncio.Task[None]:

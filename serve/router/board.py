@@ -14,6 +14,8 @@ import msgspec
 
 from serve.core.kv_events import KvEvent
 from serve.core.request import GenerateRequest
+from serve.core.routing.decision import FleetView
+from serve.core.routing.fairness import FairnessSettings
 from serve.core.routing.load import LoadReport
 from serve.core.routing.miss_reasons import MissHistory
 from serve.core.routing.request import RouteRequest
@@ -310,6 +312,25 @@ class RoutingBoard:
             trace.lora,
             hints.tenant,
         )
+
+    # Room, for those who wait for it
+
+    @property
+    def fairness(self) -> FairnessSettings:
+        """How sequences wait while no replica has room."""
+        return self._settings.fairness
+
+    def view(self) -> FleetView | None:
+        """Return the state of all replicas; None before the first."""
+        return self._router.fleet.view(self._clock()) if self._router is not None else None
+
+    def best_hit_tokens(self, request: GenerateRequest, trace: RouteTrace) -> int:
+        """Return how many prompt tokens the replica holds that holds most."""
+        router = self._router
+        if router is None:
+            return 0
+        decision = router.preview(self._make_route(trace, router, request), self._clock())
+        return int(decision.match.hit_blocks.max()) * router.tokens_per_block if decision is not None else 0
 
     # What is known, for metrics and people
 

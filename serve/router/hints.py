@@ -13,6 +13,7 @@ class RouteHints:
         tenant: Who is accountable; empty: the default tenant.
         arrived_s: `time.monotonic()` when the request reached the gateway; 0: when it is routed.
         limited: Whether the client named an output limit.
+        priority: Lower is served first, while not all can be.
     """
 
     request_id: str = ""
@@ -20,6 +21,7 @@ class RouteHints:
     tenant: str = ""
     arrived_s: float = 0.0
     limited: bool = True
+    priority: int = 0
 
 
 NO_HINTS = RouteHints()

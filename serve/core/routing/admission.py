@@ -35,16 +35,18 @@ class Admission:
             return True
         return False
 
-    def look(self, view: FleetView, on_the_way: int, prompt_tokens: float, now_s: float) -> list[Waiting]:
+    def look(self, view: FleetView | None, on_the_way: int, prompt_tokens: float, now_s: float) -> list[Waiting]:
         """Count the places there are; return those who waited and may go now, in their order.
 
         Args:
-            view: All replicas. An empty fleet has room: whoever routes will say what is wrong with it.
+            view: All replicas. An empty fleet has room, or none at all: whoever routes will say what is wrong with it.
             on_the_way: Requests that may go since before, and that the view does not count yet.
             prompt_tokens: > 0; what each will compute, about.
             now_s: The time.
         """
-        free = places(view, self._room, prompt_tokens) - on_the_way if len(view) else len(self.queue) + 1
+        free = len(self.queue) + 1
+        if view is not None and len(view):
+            free = places(view, self._room, prompt_tokens) - on_the_way
         gone = []
         while free > 0 and (request := self.queue.take(now_s)) is not None:
             gone.append(request)

@@ -19,9 +19,11 @@ class FairnessSettings(StrictModel):
     default_weight: PositiveFloat = Field(default=1.0, description="Share of every other tenant.")
     max_queued: PositiveInt = Field(
         default=1024,
-        description="Requests that wait in one gateway. Beyond, the newest of the tenant with the most gets 429.",
+        description="Requests that wait in one gateway. Beyond, the newest of the tenant with the most gets 503.",
     )
-    max_wait_s: PositiveFloat = Field(default=30.0, description="A request that waits longer gets status 429.")
+    max_wait_s: PositiveFloat = Field(
+        default=30.0, description="A request that waits longer gets status 503, and Retry-After."
+    )
     aging_s: PositiveFloat = Field(default=5.0, description="After each such time, a request moves up a priority.")
     priorities: Annotated[int, Field(ge=0, le=100)] = Field(
         default=3,
