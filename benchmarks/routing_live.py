@@ -90,7 +90,8 @@ def _live(asked: Sequence[list[int]], directory: Path, policy: str) -> Answers:
     serving = Serving({"models": [model], "gateway": {"num_cpus": 0.05}}, directory)
     try:
         serving.wait_until_ready()
-        return uvloop.run(_ask(serving.port, asked))
+        answers: Answers = uvloop.run(_ask(serving.port, asked))
+        return answers
     finally:
         serving.end()
 

@@ -3,8 +3,8 @@
     python -m benchmarks.simulator_validation
 
 Live: Ray Serve, gateway, router, event plane and four replicas of the simulated engine in real time (a 70B model on
-four H100s each, by the roofline latency model). Simulated: `sim`, with the same engine settings, and the arrival times that
-the live run really had. What the two share is the engine's scheduler and the routing code; what is compared is
+four H100s each, by the roofline latency model). Simulated: `sim`, with the same engine settings, and the arrival times
+that the live run really had. What the two share is the engine's scheduler and the routing code; what is compared is
 everything between: queues, stale load, event delays, and what prefixes are where.
 """
 
