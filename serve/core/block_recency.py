@@ -36,7 +36,7 @@ class BlockRecency:
         self._clock += len(slots)
         self._used[slots] = np.arange(self._clock, self._clock - len(slots), -1)
 
-    def touch_chain(self, slots: list[int] | Slots, parent: int) -> None:
+    def touch_chain(self, slots: list[int] | Slots, parent: int, with_ancestors: bool) -> None:
         """Note that blocks were stored, each the parent of the next; `parent` is the first one's, 0 if unknown."""
         if isinstance(slots, list):
             used, parents = self._used_at, self._parent_at
@@ -51,7 +51,8 @@ class BlockRecency:
             self.touch(slots)
             self._parents[slots[1:]] = slots[:-1]
             self._parent_at[int(slots[0])] = parent
-        self._touch_ancestors(parent)
+        if with_ancestors:
+            self._touch_ancestors(parent)
 
     def touch_new(self, slots: Slots, parents: Slots) -> None:
         """Note that blocks have become known, with their parents; nothing says when they were used."""
@@ -70,7 +71,7 @@ class BlockRecency:
             stride += 2
         sample = (self._hand + stride * np.arange(size)) % top + 1
         self._hand = (self._hand + stride * size) % top
-        used = self._used.take(sample)
+        used = self._used[sample]
         chosen = np.argpartition(used, count - 1)[:count] if count < size else np.arange(size)
         chosen = chosen[used[chosen] != _NEVER]
         return sample[chosen].tolist()  # type: ignore[no-any-return]

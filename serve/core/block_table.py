@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 Hashes = npt.NDArray[np.uint64]
-Slots = npt.NDArray[np.int32]
+Slots = npt.NDArray[np.intp]
 
-FEW = 128  # blocks up to which one at a time is faster
+FEW = 96  # blocks up to which one at a time is faster
+_FEW_WRONG = 48  # the same, of those that are not first in their bucket
 # Buckets of the table: at first, and from some number of blocks on. Moving to a larger table is one pass over the
 # blocks, so the last one, for which that would take too long, is made for as many as there may ever be.
 _FIRST_BUCKETS = 1 << 17
@@ -47,12 +48,31 @@ class BlockTable:
 
     def find(self, hashes: Hashes) -> Slots:
         """Return the slot of each; 0 for those that are not there."""
-        slots = self._heads.take(self._buckets(hashes))
-        wrong = (self._hashes.take(slots) != hashes).nonzero()[0]
+        slots = self._heads[self._buckets(hashes)].astype(np.intp)
+        wrong = (self._hashes[slots] != hashes).nonzero()[0]
         while len(wrong):
-            following = self._next.take(slots.take(wrong))
+            following = self._next[slots[wrong]]
             slots[wrong] = following
-            wrong = wrong[(self._hashes.take(following) != hashes.take(wrong)) & (following != 0)]
+            wrong = wrong[(self._hashes[following] != hashes[wrong]) & (following != 0)]
+        return slots
+
+    def find_leading(self, hashes: Hashes) -> Slots:
+        """Return the slots of those before the first one that is not there."""
+        slots = self._heads[self._buckets(hashes)].astype(np.intp)
+        wrong = (self._hashes[slots] != hashes).nonzero()[0]
+        known, following = self._hash_at, self._next_at
+        for at in wrong[:_FEW_WRONG].tolist():
+            block_hash, slot = hashes.item(at), following[slots.item(at)]
+            while slot and known[slot] != block_hash:
+                slot = following[slot]
+            if not slot:
+                return slots[:at]
+            slots[at] = slot
+        if len(wrong) > _FEW_WRONG:
+            first = int(wrong[_FEW_WRONG])
+            slots[first:] = rest = self.find(hashes[first:])
+            if not rest.all():
+                return slots[: first + int(rest.argmin())]
         return slots
 
     def find_one(self, block_hash: int) -> int:
@@ -65,7 +85,8 @@ class BlockTable:
     def enter_few(self, hashes: Sequence[int]) -> list[int]:
         """Return the slot of each, after those that are not there were entered; there must be room for all."""
         self._provide(len(hashes))
-        heads, following, known, mask = self._head_at, self._next_at, self._hash_at, self._mask
+        heads, following, known, free, mask = self._head_at, self._next_at, self._hash_at, self._free_at, self._mask
+        num_free, top, before = self._num_free, self.top, self._num_free - self.top
         slots = []
         for block_hash in hashes:
             bucket = block_hash & mask
@@ -73,11 +94,19 @@ class BlockTable:
             while slot and known[slot] != block_hash:
                 slot = following[slot]
             if not slot:
-                slot = self._take_slot()
+                if num_free:
+                    num_free -= 1
+                    slot = free[num_free]
+                else:
+                    top += 1
+                    slot = top
                 known[slot] = block_hash
-                following[slot] = first
+                if first:
+                    following[slot] = first
                 heads[bucket] = slot
             slots.append(slot)
+        self._num_free, self.top = num_free, top
+        self.count += before - (num_free - top)
         return slots
 
     def enter(self, hashes: Hashes) -> Slots:
@@ -85,11 +114,14 @@ class BlockTable:
         self._provide(len(hashes))
         slots = self.find(hashes)
         missing = (slots == 0).nonzero()[0]
-        if len(missing):
-            new = self._take_slots(len(missing))
-            slots[missing] = new
-            self._hashes[new] = hashes[missing]
-            self._link(new)
+        if len(missing) == len(slots):
+            slots = self._take_slots(len(slots))
+            self._hashes[slots] = hashes
+            self._link(slots, self._buckets(hashes))
+        elif len(missing):
+            slots[missing] = new = self._take_slots(len(missing))
+            self._hashes[new] = missing_hashes = hashes[missing]
+            self._link(new, self._buckets(missing_hashes))
         return slots
 
     def discard(self, slot: int) -> None:
@@ -102,34 +134,29 @@ class BlockTable:
             while (following := self._next_at[other]) != slot:
                 other = following
             self._next_at[other] = self._next_at[slot]
+        self._next_at[slot] = 0  # as of one that was never used
         self._free_at[self._num_free] = slot
         self._num_free += 1
         self.count -= 1
 
-    def _take_slot(self) -> int:
-        self.count += 1
-        if self._num_free:
-            self._num_free -= 1
-            return self._free_at[self._num_free]
-        self.top += 1
-        return self.top
-
     def _take_slots(self, count: int) -> Slots:
-        used_before = min(count, self._num_free)
-        self._num_free -= used_before
-        again = self._free[self._num_free : self._num_free + used_before]
-        new = np.arange(self.top + 1, self.top + 1 + count - used_before, dtype=np.int32)
-        self.top += count - used_before
+        again = min(count, self._num_free)
+        new = np.arange(self.top + 1, self.top + 1 + count - again)
+        self.top += count - again
         self.count += count
-        return np.concatenate((again, new))
+        if not again:
+            return new
+        self._num_free -= again
+        return np.concatenate((self._free[self._num_free : self._num_free + again], new))
 
-    def _link(self, slots: Slots) -> None:
+    def _link(self, slots: Slots, buckets: npt.NDArray[np.int64]) -> None:
         """Put slots at the heads of their buckets."""
-        buckets = self._buckets(self._hashes.take(slots))
-        while len(slots):
-            self._next[slots] = self._heads.take(buckets)
+        while True:
+            self._next[slots] = self._heads[buckets]
             self._heads[buckets] = slots
-            lost = (self._heads.take(buckets) != slots).nonzero()[0]  # of two in one bucket, the last one is there
+            lost = (self._heads[buckets] != slots).nonzero()[0]  # of two in one bucket, the last one is there
+            if not len(lost):
+                break
             slots, buckets = slots[lost], buckets[lost]
 
     def _buckets(self, hashes: Hashes) -> npt.NDArray[np.int64]:
@@ -143,17 +170,18 @@ class BlockTable:
         if buckets > self._mask + 1:
             old = self._heads
             self._make_buckets(buckets)
-            self._link(self._chained(old))
+            slots = self._chained(old)
+            self._link(slots, self._buckets(self._hashes[slots]))
 
-    def _chained(self, heads: Slots) -> Slots:
+    def _chained(self, heads: npt.NDArray[np.int32]) -> Slots:
         """Return every slot that is in use."""
         found = []
         slots = heads[heads != 0]
         while len(slots):
             found.append(slots)
-            slots = self._next.take(slots)
+            slots = self._next[slots]
             slots = slots[slots != 0]
-        return np.concatenate(found) if found else np.empty(0, dtype=np.int32)
+        return np.concatenate(found).astype(np.intp) if found else np.empty(0, dtype=np.intp)
 
     def _make_buckets(self, count: int) -> None:
         self._heads, self._head_at = make_int32(count)

@@ -183,7 +183,8 @@ class HolderSets:
             depth = end
         else:
             depths.append(depth)
-        passed = self._unpack(lives).sum(axis=0, dtype=np.intp) if len(lives) > 1 else self._unpack(lives)[0]
+        bits = self._unpack(lives)
+        passed: npt.NDArray[np.integer] = np.add.reduce(bits, axis=0, dtype=np.intp) if len(lives) > 1 else bits[0]
         hit = np.array(depths, dtype=np.int32).take(passed)
         if not slower:
             return LeadingBlocks(depth, hit, None, None)

@@ -118,7 +118,7 @@ class PrefixIndex:
 
     def _store(self, row: int, hashes: Sequence[int], parent: int, tier: int) -> None:
         slots = self._enter(hashes)
-        self._recency.touch_chain(slots, self._table.find_one(parent))
+        self._recency.touch_chain(slots, self._table.find_one(parent), self._is_filling)
         self._change_sets(slots, int(self._lanes[row]), tier)
         self._evict()
 
@@ -143,8 +143,8 @@ class PrefixIndex:
         # The last ones first: it is mostly parents that were stored first, and those are to be kept longest.
         for start in reversed(range(0, len(hashes), self._chunk)):
             part = slice(start, start + self._chunk)
-            slots = np.asarray(self._enter(hashes[part]), dtype=np.int32)
-            new = self._set.take(slots) == EMPTY
+            slots = np.asarray(self._enter(hashes[part]), dtype=np.intp)
+            new = self._set[slots] == EMPTY
             if new.any():
                 parents = as_hashes(snapshot.parents[part])
                 self._recency.touch_new(slots[new], self._table.find(parents[new]))
@@ -175,16 +175,21 @@ class PrefixIndex:
             if count:
                 sets.move(old, new, count)
         elif len(slots):
-            its_sets = self._set.take(slots)
+            its_sets = self._set[slots]
             starts, ends = run_bounds(its_sets)
             changed = []
             for start, end in zip(starts, ends, strict=True):
-                old = int(its_sets[start])
+                old = its_sets.item(start)
                 changed.append(sets.changed(old, lane, tier))
                 sets.move(old, changed[-1], end - start)
             self._set[slots] = changed[0] if len(changed) == 1 else np.repeat(changed, np.subtract(ends, starts))
 
     # Forgetting
+
+    @property
+    def _is_filling(self) -> bool:
+        """Whether the cap is near enough for it to matter who is used; else it would be known for nothing."""
+        return 2 * self._table.count > self._max_blocks
 
     def _evict(self) -> None:
         while (excess := self._table.count - self._max_blocks) > 0:
@@ -218,11 +223,12 @@ class PrefixIndex:
         """Return how many leading blocks each row holds. An array of hashes is faster than a list."""
         slots = self._find_leading(hashes if isinstance(hashes, np.ndarray) else as_hashes(hashes))
         if len(slots):
-            its_sets = self._set.take(slots)
+            its_sets = self._set[slots]
             starts, ends = run_bounds(its_sets)
-            found = self._sets.count_leading(its_sets.take(starts).tolist(), ends)
+            found = self._sets.count_leading([its_sets.item(start) for start in starts], ends)
             if found is not None:
-                self._recency.touch(slots[: found.depth])
+                if self._is_filling:
+                    self._recency.touch(slots[: found.depth])
                 lanes, none = self._lanes, self._nothing
                 host = none if found.host is None else found.host.take(lanes)
                 disk = none if found.disk is None else found.disk.take(lanes)
@@ -230,15 +236,12 @@ class PrefixIndex:
         return IndexMatch(self._nothing, self._nothing, self._nothing)
 
     def _find_leading(self, hashes: Hashes) -> Slots:
-        """Return the slots of the blocks before the first one that nobody holds."""
-        found = []
-        for part in (hashes,) if len(hashes) <= _MATCH_FIRST else (hashes[:_MATCH_FIRST], hashes[_MATCH_FIRST:]):
-            slots = self._table.find(part)
-            if not slots.all():
-                found.append(slots[: int(slots.argmin())])
-                break
-            found.append(slots)
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        if len(hashes) <= _MATCH_FIRST:
+            return self._table.find_leading(hashes)
+        first = self._table.find_leading(hashes[:_MATCH_FIRST])
+        if len(first) < _MATCH_FIRST:
+            return first
+        return np.concatenate((first, self._table.find_leading(hashes[_MATCH_FIRST:])))
 
 
 def as_hashes(hashes: Sequence[int]) -> Hashes:
