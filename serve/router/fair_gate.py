@@ -123,7 +123,8 @@ class FairGate:
                 self._admission.queue.cancel(number)
             elif turn.done() and not turn.cancelled():
                 turn.exception()  # asyncio complains of one that nobody took, if the client goes away just then
-        self.waited_s.observe(self._clock() - now_s)
+        trace.waited_s = self._clock() - now_s
+        self.waited_s.observe(trace.waited_s)
 
     def _cost(self, trace: RouteTrace, held_tokens: int, output_tokens: int) -> float:
         return request_cost(trace.prompt_tokens, held_tokens, output_tokens, self._settings.output_weight)

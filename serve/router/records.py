@@ -75,7 +75,8 @@ class RouteTimes(Struct, frozen=True):
     """Where the time went, in seconds; null: not yet, or unknown.
 
     Attributes:
-        to_accept_s: From the gateway beginning to route to a replica accepting the sequence.
+        waited_s: In the gateway, because no replica had room; 0: it did not have to.
+        to_accept_s: From the gateway beginning to route to a replica accepting the sequence, that included.
         queue_s: In the engine, until its first prefill step.
         prefill_s: From there to its first token.
         decode_s: From the first to the last token.
@@ -84,6 +85,7 @@ class RouteTimes(Struct, frozen=True):
         total_s: From the gateway beginning to route to the end.
     """
 
+    waited_s: float
     to_accept_s: float | None
     queue_s: float | None
     prefill_s: float | None
@@ -186,6 +188,7 @@ def short_id(replica_id: str) -> str:
 def _times(trace: RouteTrace) -> RouteTimes:
     prefill = trace.prefill
     return RouteTimes(
+        waited_s=trace.waited_s,
         to_accept_s=_between(trace.announced_s, trace.routed_s),
         queue_s=None if prefill is None else prefill.queue_s,
         prefill_s=None if prefill is None else prefill.prefill_s,

@@ -59,6 +59,7 @@ class RouteTrace:
         output: The tokens themselves, if they will be hashed for the request log.
         finish_reason: As the engine named it; empty: none.
         prompt: The prompt in blocks; None before the first decision, and after the end.
+        waited_s: How long it waited in the gateway, because no replica had room.
         misses: Why blocks of it have to be computed; empty before it is accepted.
     """
 
@@ -93,6 +94,7 @@ class RouteTrace:
         "router",
         "sequence_id",
         "state",
+        "waited_s",
     )
 
     def __init__(self, request: GenerateRequest, hints: RouteHints, now_s: float) -> None:
@@ -104,6 +106,7 @@ class RouteTrace:
         self.max_tokens = request.sampling.max_tokens
         self.lora = request.lora
         self.announced_s = now_s
+        self.waited_s = 0.0
         self.route: RouteRequest | None = None
         self.router: Router | None = None
         self.decision: Decision | None = None

@@ -118,6 +118,7 @@ class FakeBackend:
     ) -> AsyncGenerator[TokenDelta, None]:
         """See `Backend.generate`."""
         with self.desk.following(request, hints) as following:
+            await following.admitted()
             replica_id = self._route(request)
             async with aclosing(self._run(request)) as deltas:
                 async for delta in deltas:
