@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.config import AppConfig
+from serve.core.routing.settings import RoutingSettings
 
 TARGET = Path(__file__).parents[1] / "docs/configuration.md"
 FIRST = (
@@ -15,6 +16,8 @@ FIRST = (
     "GroupSettings",
     "ScalingSettings",
     "ReplicaSettings",
+    "RoutingSettings",
+    "FairnessSettings",
     "PredictiveSettings",
     "GatewayConfig",
     "GatewaySettings",
@@ -57,12 +60,26 @@ def reference() -> str:
     """Return the whole page."""
     schema = AppConfig.model_json_schema()
     sections = {name: part for name, part in schema["$defs"].items() if "properties" in part}
+    shared = RoutingSettings.model_json_schema()
+    for section in sections.values():
+        _share(section, shared)
+    sections["RoutingSettings"] = shared
     names = [*FIRST, *(name for name in sections if name not in FIRST)]
     parts = [INTRODUCTION, f"## args\n\n{_table(schema, sections)}"]
     for name in names:
         text = sections[name].get("description", "").split("\n\n")[0].replace("\n", " ")
         parts.append(f"\n## {name}\n\n{text}\n\n{_table(sections[name], sections)}")
     return "\n".join(parts) + "\n"
+
+
+def _share(section: dict[str, Any], shared: dict[str, Any]) -> None:
+    """Let the section of a policy refer to what all of them have, instead of repeating it."""
+    names = shared["properties"].keys()
+    if names <= section["properties"].keys():
+        section["properties"] = {name: text for name, text in section["properties"].items() if name not in names}
+        first, *rest = section.get("description", "").split("\n\n")
+        first += " And all of [RoutingSettings](#routingsettings)."
+        section["description"] = "\n\n".join([first, *rest])
 
 
 def _table(section: dict[str, Any], sections: dict[str, Any]) -> str:
