@@ -72,6 +72,11 @@ def _add_fleet(group: "argparse._ArgumentGroup") -> None:
         metavar="X",
         help="replicas tell of their load at most so often",
     )
+    group.add_argument(
+        "--no-queue",
+        action="store_true",
+        help="gateways send requests at once though all replicas are full, as with `fairness: {enabled: false}`",
+    )
 
 
 def _add_policies(group: "argparse._ArgumentGroup") -> None:

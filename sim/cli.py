@@ -105,12 +105,14 @@ def _candidates(arguments: argparse.Namespace, configured: Candidate | None) -> 
 def _simulate(
     arguments: argparse.Namespace, workload: Workload, deployment: SimDeployment, cases: list[Case]
 ) -> list[Result]:
+    routing = deployment.routing or RoutingSettings()
     options = SimOptions(
         gateways=arguments.gateways or deployment.gateways,
         delay_s=arguments.delay_ms * 1e-3,
         load_interval_s=arguments.load_interval_ms * 1e-3,
         max_tokens=arguments.max_tokens,
-        max_index_blocks=(deployment.routing or RoutingSettings()).max_index_blocks,
+        max_index_blocks=routing.max_index_blocks,
+        fairness=routing.fairness.model_copy(update={"enabled": False}) if arguments.no_queue else routing.fairness,
         seed=arguments.seed,
     )
     progress = terminal_progress()

@@ -10,25 +10,32 @@ from heapq import heappop, heappush
 from serve.core.kv_events import KvEvent
 from serve.core.routing.policy import Policy
 from serve.core.routing.router import Router
+from sim.gate import SimGate
 from sim.options import SimOptions
 from sim.publication import KvMessage, LoadMessage, Message
 
 
 class SimGateway:
-    """One gateway process: a router, and its requests that wait for their first token.
+    """One gateway process: a router, a queue, and its requests that wait for their first token.
 
     Args:
         policy: What decides.
         names: The replicas, all known from the begin.
         tokens_per_block: Of their caches.
-        max_index_blocks: Cap of the prefix index.
+        options: Size of the prefix index, and rules of the queue.
         seed: Of its draws.
+
+    Attributes:
+        router, gate: Its parts.
+        looks: Whether it will look for room for those that wait.
     """
 
     def __init__(
-        self, policy: Policy, names: Sequence[str], tokens_per_block: int, max_index_blocks: int, seed: int
+        self, policy: Policy, names: Sequence[str], tokens_per_block: int, options: SimOptions, seed: int
     ) -> None:
-        self.router = Router(policy, tokens_per_block, max_index_blocks=max_index_blocks, seed=seed)
+        self.router = Router(policy, tokens_per_block, max_index_blocks=options.max_index_blocks, seed=seed)
+        self.gate = SimGate(options.fairness, self.router)
+        self.looks = False
         self._first_tokens: list[tuple[float, int]] = []  # (when the gateway sees it, route id)
         for name in names:
             self.router.add(name, 0.0)

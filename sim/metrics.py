@@ -3,8 +3,9 @@
 | figure | formula |
 |---|---|
 | hit rate | cached prompt tokens / prompt tokens of the requests that were served |
-| TTFT, TPOT | as `docs` and STYLE.md define them, at the gateway; TPOT of outputs of two tokens or more |
-| queue | from the engine taking the request to its first step |
+| TTFT | from arrival to the first token, at the gateway |
+| TPOT | from the first token to the last / (output tokens - 1), of outputs of two tokens or more |
+| queue | waiting in the gateway, and from the engine taking the request to its first step |
 | goodput | requests that met both limits of the SLO, per second of arrivals; and as a share of all, refused ones too |
 | spread | maximum / mean over the replicas |
 | cost | GPUs * time from the first arrival to the last token / output tokens |

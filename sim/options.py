@@ -2,6 +2,7 @@
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from serve.core.routing.fairness import FairnessSettings
 from serve.core.strict_model import StrictModel
 
 
@@ -17,6 +18,13 @@ class SimOptions(StrictModel):
         default=0.025, description="The same of its load, when requests come, begin or go."
     )
     progress_interval_s: PositiveFloat = Field(default=0.1, description="The same, when it does nothing but decode.")
+    fairness: FairnessSettings = Field(
+        default=FairnessSettings(), description="How requests wait in the gateways while no replica has room."
+    )
+    look_interval_s: PositiveFloat = Field(
+        default=0.025,
+        description="How often a gateway looks for room while requests wait. Production does it each 10 ms.",
+    )
     max_tokens: PositiveInt | None = Field(
         default=None,
         description="Output limit that clients name if the trace has none. None: the trace's longest output.",

@@ -16,7 +16,7 @@ class Outcome:
     Attributes:
         arrival_s: (requests,) at the gateway.
         first_token_s, end_s: (requests,) at the gateway.
-        queue_s: (requests,) waiting in the engine.
+        queue_s: (requests,) waiting in the gateway, and then in the engine.
         prompt_tokens, cached_tokens, output_tokens: (requests,).
         predicted_ttft_s: (requests,) by the policy, where it predicts it.
         replica: (requests,) that served it; -1: refused.

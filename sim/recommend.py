@@ -2,8 +2,9 @@
 
 Goodput decides. Among the policies whose goodput may be as good as the best one's, TTFT p90 decides; and among those
 where this may be as good, too, the configured policy stays, then one with default parameters is preferred to a tuned
-one. "May be as good": the simultaneous 95 % confidence interval of the difference, by paired bootstrap over time blocks
-with Bonferroni's correction for the number of candidates, holds zero. So the more candidates, the more it takes.
+one. "May be as good": the difference is less than 1 %, or its simultaneous 95 % confidence interval, by paired
+bootstrap over time blocks with Bonferroni's correction for the number of candidates, holds zero. So the more
+candidates, the more it takes.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from sim.study import Result
 
 _CONFIDENCE = 0.95
 _TTFT_SHARE = 0.9
+_NEGLIGIBLE = 0.01  # of the better one's figure
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ def recommend(results: Sequence[Result], slo: Slo, configured: str | None, seed:
     entrants = [_enter(result, slo, resampler) for result in results]
     confidence = 1.0 - (1.0 - _CONFIDENCE) / max(1, len(entrants) - 1)
     best = max(entrants, key=lambda e: (e.goodput, -e.p90))
-    leaders = [e for e in entrants if e is best or _goodput(best, e, confidence).is_noise]
+    leaders = [e for e in entrants if e is best or _is_small(_goodput(best, e, confidence), best.goodput)]
     fastest = min(leaders, key=lambda e: e.p90)
-    equals = [e for e in leaders if e is fastest or _p90(fastest, e, confidence).is_noise]
+    equals = [e for e in leaders if e is fastest or _is_small(_p90(fastest, e, confidence), fastest.p90)]
     chosen = min(equals, key=lambda e: (e.candidate.label != configured, e.parameters, e.p90))
     others = [e for e in entrants if e is not chosen]
     shown = [e for e in others if e.candidate.label == configured]
@@ -146,6 +148,10 @@ def _enter(result: Result, slo: Slo, resampler: Resampler) -> _Entrant:
         p90=float(np.percentile(ttft_s, 100.0 * _TTFT_SHARE, method="inverted_cdf")),
         p90s=resampler.percentile(ttft_s, _TTFT_SHARE),
     )
+
+
+def _is_small(gap: Difference, figure: float) -> bool:
+    return gap.is_noise or abs(gap.value) < _NEGLIGIBLE * figure
 
 
 def _goodput(one: _Entrant, other: _Entrant, confidence: float) -> Difference:

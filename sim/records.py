@@ -25,17 +25,21 @@ class Records:
         self._requests = requests
         self._first_token_s = [math.nan] * count
         self._end_s = [math.nan] * count
-        self._queue_s = [math.nan] * count
+        self._queue_s = [0.0] * count
         self._cached = [0] * count
         self.predicted_s = [math.nan] * count
         self.replica = [-1] * count
         self.attempts = [0] * count
 
+    def waited(self, number: int, wait_s: float) -> None:
+        """A request has waited in its gateway."""
+        self._queue_s[number] = wait_s
+
     def first_token(self, sequence: SimSequence, seen_s: float) -> None:
         """A gateway sees a request's first token."""
         number = sequence.number
         self._first_token_s[number] = seen_s
-        self._queue_s[number] = sequence.started_s - sequence.arrived_s
+        self._queue_s[number] += sequence.started_s - sequence.arrived_s
         self._cached[number] = sequence.cached_tokens
 
     def end(self, sequence: SimSequence, seen_s: float) -> None:
@@ -49,7 +53,7 @@ class Records:
             arrival_s=np.array([request.arrival_s for request in requests], dtype=np.float64),
             first_token_s=np.array(self._first_token_s),
             end_s=end_s,
-            queue_s=np.array(self._queue_s),
+            queue_s=np.where(np.array(self.replica) >= 0, self._queue_s, math.nan),
             prompt_tokens=np.array([request.prompt_tokens for request in requests], dtype=np.int64),
             cached_tokens=np.array(self._cached, dtype=np.int64),
             output_tokens=np.array([request.output_tokens for request in requests], dtype=np.int64),

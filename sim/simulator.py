@@ -15,6 +15,7 @@ from serve.core.routing.policy import Policy
 from serve.core.routing.request import RouteRequest
 from serve.engines.simulated.settings import SimulatedSettings
 from serve.engines.simulated.timeline import Progress
+from sim.gate import Turn
 from sim.gateway import News, SimGateway
 from sim.options import SimOptions
 from sim.outcome import Outcome
@@ -80,8 +81,7 @@ class Simulation:
             )
         names = [replica_name(number) for number in range(len(engines))]
         self.gateways = [
-            SimGateway(policy, names, sizes[0], options.max_index_blocks, options.seed + number)
-            for number in range(options.gateways)
+            SimGateway(policy, names, sizes[0], options, options.seed + number) for number in range(options.gateways)
         ]
         self.news = News(self.gateways, names, options)
         self.replicas = [SimReplica(number, engine, options, self.news.send) for number, engine in enumerate(engines)]
@@ -107,7 +107,7 @@ class Simulation:
                 happen(subject, now_s)
                 continue
             now_s = requests[arrived].arrival_s
-            self._route(arrived, now_s, frozenset())
+            self._enter(arrived, now_s)
             arrived += 1
             if on_progress is not None and arrived % _REPORT_EVERY == 0:
                 on_progress(arrived, now_s)
@@ -117,14 +117,38 @@ class Simulation:
 
     # A request on its way
 
-    def _route(self, number: int, now_s: float, retried: frozenset[str]) -> None:
-        request = self._requests[number]
+    def _enter(self, number: int, now_s: float) -> None:
+        request, gateway = self._requests[number], self._gateway_of[number]
         max_tokens = self._limit(request)
         if not any(replica.fits(request.prompt_tokens, max_tokens) for replica in self._kinds):
             return  # production's gateway answers that the context is too long
-        gateway = self._gateway_of[number]
+        self._hear(gateway, now_s)
+        self._let_go(gateway.gate.enter(number, request, max_tokens, now_s), now_s)
+        self._look_later(gateway, now_s)
+
+    def _look_on(self, gateway: SimGateway, now_s: float) -> None:
+        gateway.looks = False
+        self._hear(gateway, now_s)
+        self._let_go(gateway.gate.look_on(now_s), now_s)
+        self._look_later(gateway, now_s)
+
+    def _look_later(self, gateway: SimGateway, now_s: float) -> None:
+        if not gateway.looks and not gateway.gate.is_empty:
+            gateway.looks = True
+            self._after(now_s + self._options.look_interval_s, self._look_on, gateway)
+
+    def _let_go(self, turn: Turn, now_s: float) -> None:
+        for number in turn.go:
+            self._records.waited(number, now_s - self._requests[number].arrival_s)
+            self._route(number, now_s, frozenset())
+
+    def _hear(self, gateway: SimGateway, now_s: float) -> None:
         self.news.deliver(now_s)
         gateway.see_first_tokens(now_s)
+
+    def _route(self, number: int, now_s: float, retried: frozenset[str]) -> None:
+        request, gateway = self._requests[number], self._gateway_of[number]
+        max_tokens = self._limit(request)
         route = RouteRequest(
             number,
             request.hashes,
@@ -179,6 +203,7 @@ class Simulation:
             router.settle(attempt.number)
             return
         router.recall(attempt.number)
+        self._hear(self._gateway_of[attempt.number], now_s)
         self._route(attempt.number, now_s, retried)
 
     # Engines
@@ -196,7 +221,9 @@ class Simulation:
                 self._records.first_token(sequence, seen_s)
                 self._gateway_of[sequence.number].expect_first_token(seen_s, sequence.route_id)
         for sequence in moment.finished:
+            number = sequence.number
             self._records.end(sequence, seen_s)
+            self._gateway_of[number].gate.end(number, self._requests[number], sequence.cached_tokens)
 
     def _await(self, replica: SimReplica) -> None:
         if replica.next_s < math.inf:

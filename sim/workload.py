@@ -17,6 +17,7 @@ class SimRequest:
         output_hashes: Hashes of the blocks that the output completes, the prompt's chain continued; empty if nobody
             will ever ask for them.
         session, tenant, lora: As in `RouteRequest`.
+        priority: Lower is served first, where requests have to wait in the gateway.
         measured_ttft_s, measured_duration_s: What a log says of it; 0: unknown.
     """
 
@@ -29,6 +30,7 @@ class SimRequest:
     session: str = ""
     tenant: str = ""
     lora: str = ""
+    priority: int = 0
     measured_ttft_s: float = 0.0
     measured_duration_s: float = 0.0
 

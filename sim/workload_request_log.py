@@ -78,6 +78,7 @@ def _request(logged: LoggedRequest) -> SimRequest:
         session=logged.session,
         tenant=logged.tenant,
         lora=logged.lora,
+        priority=logged.priority,
         measured_ttft_s=logged.ttft_s,
         measured_duration_s=logged.duration_s,
     )

@@ -79,6 +79,7 @@ class Stream(StrictModel):
     max_tokens: NonNegativeInt = Field(default=0, description="Output limit that the client names; 0: none.")
     context_tokens: PositiveInt = Field(default=131072, description="A conversation ends before it is longer.")
     sessions: bool = Field(default=True, description="Whether requests carry the name of their conversation.")
+    priority: int = Field(default=0, description="Lower is served first, where requests have to wait.")
     loras: NonNegativeInt = Field(default=0, description="LoRA adapters, one for each conversation; 0: none.")
 
 
@@ -176,6 +177,7 @@ class _StreamMaker:
                 session=session,
                 tenant=stream.name,
                 lora=lora,
+                priority=stream.priority,
             )
             at_s += settings.answer_s + output * settings.answer_token_s
             at_s += rng.exponential(stream.gap_s) if stream.gap_s else 0.0

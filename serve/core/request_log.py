@@ -30,6 +30,7 @@ class LoggedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         session: `pseudonym` of the session; empty: none.
         lora: Name of the adapter; empty: the base model.
         model: Id of the model in the configuration.
+        priority: Lower is served first.
         replica: Who served it; empty: nobody did.
         finish_reason: As the client was told; empty: it failed.
         cached_tokens: Leading prompt tokens that the replica reused.
@@ -50,6 +51,7 @@ class LoggedRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     session: str = ""
     lora: str = ""
     model: str = ""
+    priority: int = 0
     replica: str = ""
     finish_reason: str = ""
     cached_tokens: int = 0
