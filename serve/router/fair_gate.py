@@ -76,6 +76,8 @@ class FairGate:
             Overloaded: Too many wait, or it has waited too long.
         """
         now_s = self._clock()
+        if self._admission.unrivalled(trace.hints.tenant, trace.hints.priority, now_s):
+            return
         if not self._admission.passes(now_s):
             self._look(trace.prompt_tokens)
             if not self._admission.passes(now_s):

@@ -10,13 +10,14 @@ from serve.core.routing.fairness import FairnessSettings
 from serve.core.routing.saturation import places
 
 _LOOK_LASTS_S = 0.05
+_RIVALRY_LASTS_S = 600.0
 
 
 class Admission:
     """Decides for one model in one gateway. Not thread-safe; never waits.
 
-    For each request: if not `passes`, then `look`, and if not `passes` again, `offer`. While somebody waits, `look`
-    from time to time, and when a replica may have got room.
+    A request goes at once if it is `unrivalled` or `passes`, or after a `look` that finds room; else it has to be offered.
+    While somebody waits, `look` from time to time, and when a replica may have got room.
 
     Args:
         settings: Section `fairness`.
@@ -25,8 +26,23 @@ class Admission:
     def __init__(self, settings: FairnessSettings) -> None:
         self.queue = FairQueue(settings.limits)
         self._room = settings.room
+        self._has_weights = bool(settings.weights)
+        self._last: tuple[str, int] | None = None
+        self._rivals_until_s = float("-inf")
         self._free = 0  # places, by the last look; 0 while somebody waits
         self._until_s = float("-inf")
+
+    def unrivalled(self, tenant: str, priority: int, now_s: float) -> bool:
+        """Return whether a request may go however full the fleet is, because there is nobody to share it with.
+
+        That is so as long as all requests have the same tenant and priority, and nobody has said how to share. Where
+        requests wait makes no difference then, and at a replica they are closer to their turn.
+        """
+        if (tenant, priority) != self._last:
+            if self._last is not None:
+                self._rivals_until_s = now_s + _RIVALRY_LASTS_S
+            self._last = (tenant, priority)
+        return now_s >= self._rivals_until_s and not self._has_weights and not self.queue
 
     def passes(self, now_s: float) -> bool:
         """Return whether a request may go at once, as far as is known; if so, it is counted as gone."""

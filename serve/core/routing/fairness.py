@@ -8,15 +8,21 @@ from serve.core.fair_queue import FairLimits
 from serve.core.routing.saturation import RoomLimits
 from serve.core.strict_model import StrictModel
 
+Weight = Annotated[float, Field(gt=0.0, le=1e6)]
+
 
 class FairnessSettings(StrictModel):
-    """While every replica is full, requests wait in the gateway, and tenants take turns by what they let compute."""
+    """While every replica is full, requests wait in the gateway, and tenants take turns by what they let compute.
+
+    Only if there is something to share: without weights, while all requests of the last ten minutes have had one tenant
+    and one priority, they are sent at once.
+    """
 
     enabled: bool = Field(
         default=True, description="False: requests are sent at once, and wait at the replicas in the order they came."
     )
-    weights: dict[str, PositiveFloat] = Field(default={}, description="Shares of tenants, relative to each other.")
-    default_weight: PositiveFloat = Field(default=1.0, description="Share of every other tenant.")
+    weights: dict[str, Weight] = Field(default={}, description="Shares of tenants, relative to each other.")
+    default_weight: Weight = Field(default=1.0, description="Share of every other tenant.")
     max_queued: PositiveInt = Field(
         default=1024,
         description="Requests that wait in one gateway. Beyond, the newest of the tenant with the most gets 503.",

@@ -22,7 +22,7 @@ REPLICA = "app#model-tiny#a"
 
 @pytest.fixture
 def board() -> RoutingBoard:
-    fairness = {"full_waiting": 1, "full_wait_s": 1e6, "max_queued": 3, "max_wait_s": 60}
+    fairness = {"weights": {"acme": 2.0}, "full_waiting": 1, "full_wait_s": 1e6, "max_queued": 3, "max_wait_s": 60}
     board, _, _ = make_board(REPLICA, policy={"policy": "least_requests", "fairness": fairness}, model="tiny")
     return board
 

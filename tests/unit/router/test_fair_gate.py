@@ -67,8 +67,8 @@ def scene(**settings: float) -> Scene:
 async def full() -> AsyncGenerator[Scene, None]:
     """A scene in which two sequences have taken all the room there is."""
     made = scene(max_queued=4, max_wait_s=10.0)
-    made.send("first")
-    made.send("second")
+    made.send("first", "x")
+    made.send("second", "y")
     await settle()
     assert made.passed == ["first", "second"]
     yield made
@@ -85,9 +85,13 @@ async def settle() -> None:
 
 async def test_a_burst_that_arrives_at_once_takes_only_the_room_there_is() -> None:
     made = scene()
+    made.send("other", "other")
+    await settle()
+    made.end("other")
     for number in range(5):
         made.send(str(number))
     await settle()
+    made.passed.remove("other")
     assert made.passed == ["0", "1"]
     assert made.gate.queued() == {"default": 3}
     made.end("0")
@@ -96,6 +100,14 @@ async def test_a_burst_that_arrives_at_once_takes_only_the_room_there_is() -> No
     for task in made.tasks.values():
         task.cancel()
     await asyncio.gather(*made.tasks.values(), return_exceptions=True)
+
+
+async def test_a_single_tenant_waits_at_the_replicas() -> None:
+    made = scene()
+    for number in range(100):
+        made.send(str(number))
+    await settle()
+    assert len(made.passed) == 100
 
 
 async def test_tenants_take_turns(full: Scene) -> None:

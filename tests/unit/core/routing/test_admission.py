@@ -59,6 +59,25 @@ def test_a_fleet_without_replicas_keeps_nobody_waiting() -> None:
     assert len(admission.look(view(0), 0, LITTLE, 0.0)) == 1
 
 
+def test_who_is_alone_is_not_held_up() -> None:
+    admission = Admission(SETTINGS)
+    assert admission.unrivalled("a", 0, 0.0)
+    assert admission.unrivalled("a", 0, 1.0)
+    assert not admission.unrivalled("b", 0, 2.0)
+    assert not admission.unrivalled("b", 0, 601.0)
+    assert admission.unrivalled("b", 0, 602.0)
+    assert not admission.unrivalled("b", 1, 700.0)
+    assert not Admission(FairnessSettings(weights={"a": 2.0})).unrivalled("a", 0, 0.0)
+
+
+def test_nobody_overtakes_those_who_wait_even_if_rivalry_ends() -> None:
+    admission = Admission(SETTINGS)
+    admission.unrivalled("a", 0, 0.0)
+    admission.unrivalled("b", 0, 0.0)
+    admission.offer(Waiting(0, "a", 1.0), 0.0)
+    assert not admission.unrivalled("b", 0, 1000.0)
+
+
 def test_a_full_queue_refuses() -> None:
     admission = Admission(SETTINGS)
     assert [ask(admission, number, [2.0]) for number in range(4)] == ["waits", "waits", "waits", "refused"]
