@@ -16,7 +16,7 @@ _RIVALRY_LASTS_S = 600.0
 class Admission:
     """Decides for one model in one gateway. Not thread-safe; never waits.
 
-    A request goes at once if it is `unrivalled` or `passes`, or after a `look` that finds room; else it has to be offered.
+    A request goes at once if it is `unrivalled` or `passes`, also after a `look` that finds room; else it is offered.
     While somebody waits, `look` from time to time, and when a replica may have got room.
 
     Args:
