@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 GPU_PYTHON ?= python3
 
-.PHONY: help serve test lint unit install install-dev clean docs train test-gpu engine-env bench-gateway bench-latency bench-text bench-transformers bench-workers bench-remote bench-tensor-parallel
+.PHONY: help serve test lint unit install install-dev clean docs train test-gpu engine-env bench-gateway bench-routing bench-routing-replay bench-routing-live bench-simulator bench-latency bench-text bench-transformers bench-workers bench-remote bench-tensor-parallel
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -57,6 +57,18 @@ bench-remote: install-dev  ## what an engine in a process of its own costs per t
 
 bench-tensor-parallel: install-dev  ## the transformers engine on several GPUs of this machine
 	$(BIN)/python -m benchmarks.transformers_tensor_parallel
+
+bench-routing: install-dev  ## decisions, events, index and simulator (TRACE=file: what the simulator is timed on)
+	$(BIN)/python -m benchmarks.routing $(if $(TRACE),--trace $(TRACE))
+
+bench-routing-replay: install-dev  ## every policy on TRACE=file, or on synthetic workloads, in many settings
+	$(BIN)/python -m benchmarks.routing_replay $(if $(TRACE),--trace $(TRACE))
+
+bench-routing-live: install-dev  ## prefix-aware routing beside Ray Serve's own routers, on this machine's CPU
+	$(BIN)/python -m benchmarks.routing_live
+
+bench-simulator: install-dev  ## the simulator beside a live run of the same requests
+	$(BIN)/python -m benchmarks.simulator_validation
 
 bench-gateway: install-dev  ## what gateway and data path cost; output in benchmarks/results
 	$(BIN)/python -m benchmarks.gateway

@@ -130,11 +130,9 @@ def run_case(setting: Setting) -> tuple[Setting, Summary]:
     return setting, summarize(outcome, setting.policy, slo, wall_s=time.perf_counter() - began_s)
 
 
-def _cases(chosen: Sequence[Setting]) -> list[Setting]:
+def _cases(chosen: Sequence[Setting], policies: Sequence[str]) -> list[Setting]:
     return [
-        Setting(s.workload, s.limit, s.model, s.replicas, s.cache, s.load, name)
-        for s in chosen
-        for name in POLICY_NAMES
+        Setting(s.workload, s.limit, s.model, s.replicas, s.cache, s.load, name) for s in chosen for name in policies
     ]
 
 
@@ -165,13 +163,13 @@ def _table(label: str, slo: Slo, rows: Sequence[Summary]) -> str:
     return "\n".join(lines)
 
 
-def _plot(path: Path, results: Sequence[tuple[str, list[Summary]]]) -> None:
+def _plot(path: Path, results: Sequence[tuple[str, list[Summary]]], policies: Sequence[str]) -> None:
     """Draw, for each policy, its TTFT p90 over the best and its goodput of the best, in all settings."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.5), sharey=True)
-    for number, name in enumerate(POLICY_NAMES):
+    for number, name in enumerate(policies):
         over, good = [], []
         for _, rows in results:
             row = next(row for row in rows if row.policy == name)
@@ -183,7 +181,7 @@ def _plot(path: Path, results: Sequence[tuple[str, list[Summary]]]) -> None:
             axes.plot(float(np.median(values)), number, "|", color="black", markersize=14)
     left.set(xscale="log", xlabel="TTFT p90, over the best policy of the setting (1 is best)")
     right.set(xlabel="goodput, as a share of the best policy's (1 is best)")
-    left.set_yticks(range(len(POLICY_NAMES)), POLICY_NAMES)
+    left.set_yticks(range(len(policies)), policies)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(f"{len(results)} settings, a dot each; bars are medians. Simulated engines.")
@@ -197,14 +195,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--trace", type=Path, action="append", help="may be given several times")
     parser.add_argument("--limit", type=int, default=6000, help="requests of each workload")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--policies", default=",".join(POLICY_NAMES), help="names, separated by commas")
     parser.add_argument("--name", default="routing_replay", help="of the result files")
     arguments = parser.parse_args(argv)
+    policies = arguments.policies.split(",")
     workloads: list[Path] = arguments.trace or list(SYNTHETIC)
     shown = " ".join(f"--trace {path.name}" for path in arguments.trace or ())
     report = Report(arguments.name, f"python -m benchmarks.routing_replay {shown} --limit {arguments.limit}")
     grouped: dict[str, list[Summary]] = {}
     slos: dict[str, Slo] = {}
-    for setting, summary in _run(_cases(settings(workloads, arguments.limit)), arguments.jobs):
+    for setting, summary in _run(_cases(settings(workloads, arguments.limit), policies), arguments.jobs):
         grouped.setdefault(setting.label, []).append(summary)
         slos[setting.label] = MODELS[setting.model][1]
     over, lost, spread = [], [], []
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.add(f"{OURS}: settings in which its TTFT p90 is the best", sum(1 for o in over if o <= 0.0), "settings")
     report.add(f"{OURS}: settings in which its goodput is the best", sum(1 for o in lost if o <= 0.0), "settings")
     report.finish()
-    _plot(RESULTS / f"{arguments.name}.png", list(grouped.items()))
+    _plot(RESULTS / f"{arguments.name}.png", list(grouped.items()), policies)
     return 0
 
 
