@@ -219,7 +219,8 @@ def test_who_waits_too_long_is_refused_and_so_is_who_comes_to_a_full_queue() -> 
     workload = [WARM_UP, *(request(3.0, 40_000, 1, text=number) for number in range(8))]
 
     def served(**limits: float) -> int:
-        options = SimOptions(fairness=FairnessSettings.model_validate(limits))
+        shared = {"weights": {"somebody": 1.0}, **limits}  # else nobody waits who has no rival
+        options = SimOptions(fairness=FairnessSettings.model_validate(shared))
         outcome = simulate(workload, [PLENTY], policy("round_robin"), options)
         assert outcome.attempts.tolist() == outcome.served.astype(int).tolist()
         return int(outcome.served.sum())
