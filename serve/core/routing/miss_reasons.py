@@ -76,6 +76,7 @@ class MissHistory:
         self._content = np.zeros(_power_of_two(content_slots), dtype=np.uint64)
         self._salts, self._loras = (np.zeros(len(self._content), dtype=np.uint32) for _ in range(2))
         self._flush_at = min(_FLUSH_AT, len(self._stored) // 8)
+        self._has_content = False
         self._new: list[int] = []
         self._new_parents: list[int] = []
 
@@ -95,6 +96,7 @@ class MissHistory:
         """Note the tokens of a prompt that goes to a replica; needed for those with a salt or an adapter only."""
         if not (prompt.cache_salt or prompt.lora):
             return
+        self._has_content = True
         content = np.asarray(prompt.content, dtype=np.uint64)
         slots = _slots(content, self._content)
         self._content[slots] = content
@@ -138,6 +140,8 @@ class MissHistory:
     def _seen_as_other(self, prompt: PromptBlocks, start: int) -> tuple[int, int]:
         """Return up to which block the tokens were seen under another salt, and under another adapter."""
         plain = not (prompt.cache_salt or prompt.lora)
+        if plain and not self._has_content:  # as almost everywhere
+            return 0, 0
         content = np.asarray((prompt.hashes if plain else prompt.content)[start:], dtype=np.uint64)
         if not len(content):
             return 0, 0
