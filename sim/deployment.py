@@ -217,7 +217,7 @@ def _override(deployment: SimDeployment, overrides: Overrides) -> SimDeployment:
     if changes and isinstance(engine.latency, FixedLatencySettings):
         raise ConfigError(f"--{next(iter(changes)).replace('_', '-')} has no effect on a latency model of fixed rates")
     try:
-        settings = engine.model_dump(exclude_unset=True)
+        settings = engine.model_dump()
         if isinstance(engine.latency, RooflineSettings) and changes:
             settings["latency"] = {**engine.latency.model_dump(), **changes}
             gpus = overrides.tensor_parallel or gpus

@@ -1,8 +1,8 @@
 """run_study: one workload through several policies and fleet sizes, one process for each core."""
 
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 
@@ -63,11 +63,12 @@ def run_study(
     """
     if jobs == 1 or len(cases) < 2:
         return [_run_one(requests, engine, case, options, progress) for case in cases]
-    done: dict[Case, Result] = {}
-    for result in _run_apart(requests, engine, cases, options, jobs):
-        done[result.case] = result
-        progress.finished(result.case.label, len(done), len(cases))
-    return [done[case] for case in cases]
+    shared = (requests, engine, options)
+    with ProcessPoolExecutor(min(jobs, len(cases)), get_context("spawn"), _set_shared, shared) as processes:
+        futures = [processes.submit(_run_shared, case) for case in cases]
+        for done, future in enumerate(as_completed(futures), 1):
+            progress.finished(future.result().case.label, done, len(cases))
+        return [future.result() for future in futures]
 
 
 def _run_one(
@@ -77,16 +78,6 @@ def _run_one(
     began_s = time.perf_counter()
     outcome = simulate(requests, [engine] * case.replicas, case.candidate.make(), options, progress.advanced)
     return Result(case, outcome, time.perf_counter() - began_s)
-
-
-def _run_apart(
-    requests: Sequence[SimRequest], engine: SimulatedSettings, cases: Sequence[Case], options: SimOptions, jobs: int
-) -> Iterator[Result]:
-    shared = (requests, engine, options)
-    with ProcessPoolExecutor(min(jobs, len(cases)), get_context("spawn"), _set_shared, shared) as processes:
-        futures: list[Future[Result]] = [processes.submit(_run_shared, case) for case in cases]
-        for future in as_completed(futures):
-            yield future.result()
 
 
 # In a worker process: what all its cases have in common, sent once and not with each of them.

@@ -36,7 +36,13 @@ def engine(
 
 
 def request(
-    arrival_s: float, prompt_tokens: int, output_tokens: int, *, text: int = 0, shared: int | None = None, **more: int
+    arrival_s: float,
+    prompt_tokens: int,
+    output_tokens: int,
+    *,
+    text: int = 0,
+    shared: int | None = None,
+    max_tokens: int = 0,
 ) -> SimRequest:
     """Return a request; those of equal `text` share a prefix, or `shared` blocks of it at most."""
     blocks = prompt_tokens // SIZE
@@ -44,7 +50,7 @@ def request(
     hashes = [1 + text * 1000 + block for block in range(common)]
     # A chained hash is different after a different prefix.
     hashes += [abs(hash((arrival_s, text, common, block))) for block in range(common, blocks)]
-    return SimRequest(arrival_s, prompt_tokens, output_tokens, tuple(hashes), **more)
+    return SimRequest(arrival_s, prompt_tokens, output_tokens, tuple(hashes), max_tokens)
 
 
 @st.composite

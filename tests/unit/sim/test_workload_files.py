@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def test_mooncake_blocks_can_be_cut_into_smaller_ones(tmp_path: Path) -> None:
 def test_packed_files_are_read(tmp_path: Path, suffix: str) -> None:
     plain = mooncake(tmp_path / "talk.jsonl").read_bytes()
     path = tmp_path / f"packed.jsonl{suffix}"
-    path.write_bytes({"": bytes, ".xz": lzma.compress, ".gz": gzip.compress}[suffix](plain))
+    packers: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".xz": lzma.compress, ".gz": gzip.compress}
+    path.write_bytes(packers[suffix](plain))
     assert len(read_workload(path).requests) == 2
 
 

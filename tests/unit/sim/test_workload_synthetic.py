@@ -90,7 +90,7 @@ def test_lengths_have_the_mean_that_was_asked_for_and_keep_to_their_maximum() ->
 
 
 def test_a_conversation_ends_before_it_is_too_long() -> None:
-    workload = synthesise(described(turns=50, context_tokens=1000), SIZE)
+    workload = synthesise(described(arrivals={"per_s": 0.3}, turns=50, context_tokens=1000), SIZE)
     lengths = [request.prompt_tokens + request.output_tokens for request in workload.requests]
     assert 800 < max(lengths) <= 1000
 
