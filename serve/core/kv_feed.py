@@ -22,7 +22,7 @@ from typing import NamedTuple
 from serve.core.kv_events import KvEvent, KvEventBatch, KvSnapshot
 
 RESEND_S = 0.25  # wait for an answer before asking again, at first; it doubles each time
-MAX_RESEND_S = 2.0
+MAX_RESEND_S = 1.0  # so that two seconds after the network is well again, all is known
 MAX_BUFFERED = 512  # batches; a new one pushes out the oldest, which the snapshot will most likely cover
 _REMEMBERED_EPOCHS = 16
 _FORGET = KvSnapshot((), ())
@@ -102,6 +102,13 @@ def on_snapshot(state: FeedState, epoch: int, request: int, batch: KvEventBatch,
     state, forgotten = _enter(state._replace(left=left), epoch)
     state, events = _take(state._replace(confirmed=True), batch)
     return _ask(state, [*forgotten, *events], now_s)
+
+
+def on_part(state: FeedState, request: int, now_s: float) -> FeedState:
+    """A part of the answer to a request has arrived: its other parts are waited for before it is asked again."""
+    if request != state.open_request:
+        return state
+    return state._replace(due_s=max(state.due_s, now_s + RESEND_S))
 
 
 def on_heartbeat(state: FeedState, epoch: int, sequence: int, now_s: float) -> FeedStep:

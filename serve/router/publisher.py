@@ -35,8 +35,9 @@ PROGRESS_INTERVAL_S = 0.1  # between them when all that happens is output
 HEARTBEAT_S = 0.5
 MAX_MESSAGE_BLOCKS = 2048  # one batch may have more
 MAX_BATCH_BLOCKS = 16_384  # a batch with more is not published: whoever needs it asks for a snapshot
-_MAX_QUEUED = 1000  # messages for one gateway
+_MAX_QUEUED = 256  # messages for one gateway: two seconds of a busy replica
 _RETRY_S = 1.0
+_FIRST_BATCH_S = 10.0  # an engine says what it holds at once; one that does not must not keep its replica from starting
 
 
 class Source(Protocol):
@@ -86,11 +87,12 @@ class EventPublisher:
         self._news: zmq.Socket[bytes] | None = None
         self._snapshots: SnapshotServer | None = None
         self._follower: asyncio.Task[None] | None = None
+        self._has_read = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._endpoint = ""
 
-    def start(self) -> None:
-        """Bind to free ports of the host, and begin to follow the engine. On a running loop.
+    async def start(self) -> None:
+        """Bind to free ports of the host, and begin to follow the engine.
 
         Where the address cannot be bound, an error is logged and nothing published: gateways count for themselves what
         they send to such a replica.
@@ -111,6 +113,10 @@ class EventPublisher:
             self._close_sockets()
             raise
         self._follower = self._loop.create_task(self._follow())
+        # Who asks from now on has to get the content, and not the nothing that is known before the first batch.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_BATCH_S):
+                await self._has_read.wait()
         self._send_load()
 
     @property
@@ -202,6 +208,7 @@ class EventPublisher:
                 return
             except EngineDead as exc:
                 logger.info("No more KV events: %s", exc)
+                self._has_read.set()
                 return
             except Exception:
                 logger.exception("Reading KV events failed; starting again.")
@@ -223,6 +230,7 @@ class EventPublisher:
         for event in batch.events:
             self._content.apply(event)
         self._read_sequence = batch.sequence
+        self._has_read.set()
         self._pending.append(batch)
         if self._kv_timer is None and self._loop is not None:
             delay_s = self._kv_sent_s + KV_INTERVAL_S - self._loop.time()

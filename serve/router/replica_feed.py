@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.core.kv_events import KvEvent, KvEventBatch, KvRemoved, KvSnapshot, KvStored
-from serve.core.kv_feed import FeedState, FeedStep, on_batch, on_heartbeat, on_snapshot, on_tick
+from serve.core.kv_feed import FeedState, FeedStep, on_batch, on_heartbeat, on_part, on_snapshot, on_tick
 from serve.core.routing.load import LoadReport
 from serve.router.wire import Hello, KvNews, LoadNews, SnapshotPart
 
@@ -162,6 +162,7 @@ class ReplicaFeed:
             self._parts_of, self._parts = (part.epoch, part.request), {}
         self._parts[part.part] = part
         if len(self._parts) < part.parts:
+            self.state = on_part(self.state, part.request, now_s)
             return 0
         parts = [self._parts[number] for number in range(part.parts)]
         self._parts_of, self._parts = (0, 0), {}

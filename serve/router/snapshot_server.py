@@ -157,9 +157,11 @@ class SnapshotServer:
             return
         now_s = self._loop.time()
         wait_s = self._begin(now_s)
-        stalled = self._send_some(now_s)
-        if self._transfers:
-            self._serve_within(_RETRY_S if stalled else 0.0)
+        sent = self._send_some(now_s)
+        if sent:
+            self._serve_within(0.0)  # at least to look what has come meanwhile: ZMQ may not tell of it (see ZmqWatch)
+        elif self._transfers:
+            self._serve_within(_RETRY_S)
         elif self._waiting:
             self._serve_within(wait_s)
 
@@ -183,8 +185,8 @@ class SnapshotServer:
         while now_s - next(iter(self._served_s.values())) > MIN_INTERVAL_S:
             self._served_s.popitem(last=False)
 
-    def _send_some(self, now_s: float) -> bool:
-        """Return whether no transfer could go on."""
+    def _send_some(self, now_s: float) -> int:
+        """Send as much as is good for one turn of the event loop; return how many messages."""
         sent = 0
         for gateway, transfer in list(self._transfers.items()):
             room = max(1, _PARTS_A_TURN // len(self._transfers))
@@ -195,7 +197,7 @@ class SnapshotServer:
                 sent += 1
             if transfer.next is None or now_s - transfer.progress_s > _GIVE_UP_S:
                 self._transfers.pop(gateway, None)
-        return sent == 0
+        return sent
 
     def _send(self, gateway: bytes, transfer: _Transfer, now_s: float) -> bool:
         assert self._watch is not None
@@ -244,7 +246,6 @@ class SnapshotServer:
                 return
             self._timer.cancel()
         self._due_s = due_s
-        # `_read`, because ZMQ forgets to tell of what arrives while something is sent.
         self._timer = self._loop.call_later(delay_s, self._fire) if delay_s > 0 else self._loop.call_soon(self._fire)
 
     def _fire(self) -> None:

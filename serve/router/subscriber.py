@@ -38,7 +38,7 @@ BUDGET_S = 0.002  # of one turn of the event loop; half of it for each of readin
 TICK_S = 0.1
 SILENT_S = 3.0  # six heartbeats
 _MAX_NEWS_BYTES = 64 << 20
-_MAX_QUEUED = 1000  # messages of one replica; what is beyond is lost, and made up for by a snapshot
+_MAX_QUEUED = 512  # messages of one replica; what is beyond is lost, and made up for by a snapshot
 _MAX_SOCKETS = 8192
 _Message = TypeVar("_Message")
 
@@ -133,7 +133,7 @@ class EventSubscriber:
         socket.setsockopt(zmq.RCVHWM, _MAX_QUEUED)
         socket.setsockopt(zmq.MAXMSGSIZE, _MAX_NEWS_BYTES)
         socket.setsockopt(zmq.SUBSCRIBE, b"")
-        self._news = ZmqWatch(socket, self._turn)
+        self._news = ZmqWatch(socket, self._turn_soon)
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         return self._news
 

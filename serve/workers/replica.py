@@ -44,7 +44,7 @@ class EngineReplica:
         replica_id = ray_serve.get_replica_context().replica_id.to_full_id_str()
         self._sender = DeltaSender(replica_id)
         self._publisher = EventPublisher(replica_id, ray.util.get_node_ip_address(), self._group)
-        self._publisher.start()
+        await self._publisher.start()
         logger.info(
             "Serving %s with %s on %s: context %d tokens, %d KV blocks of %d tokens.",
             model_id,

@@ -19,6 +19,7 @@ from serve.core.kv_feed import (
     next_tick_s,
     on_batch,
     on_heartbeat,
+    on_part,
     on_snapshot,
     on_tick,
 )
@@ -232,6 +233,16 @@ def test_a_stream_with_many_gaps_asks_no_faster_than_the_resend_time() -> None:
             step = on_snapshot(step.state, 1, step.ask, snapshot(5 + 2 * number, {}), now_s)
         state = step.state
     assert 4 < len(asked_s) <= 2.0 / RESEND_S + 1
+
+
+def test_an_answer_that_comes_in_parts_is_waited_for() -> None:
+    state = on_batch(in_sync(), 1, stored(5, 50), 1.0).state
+    for tenth in range(20):
+        now_s = 1.0 + tenth * 0.1
+        state = on_part(state, state.open_request, now_s)
+        state = on_part(state, state.open_request - 1, now_s + 60.0)  # of an older answer
+        assert not on_tick(state, now_s + 0.1).ask
+    assert on_tick(state, now_s + RESEND_S).ask
 
 
 def test_a_late_batch_closes_the_gap_without_a_snapshot() -> None:
