@@ -119,7 +119,7 @@ seeds = st.sampled_from(["", "a", "b"])
 def test_every_missing_block_has_exactly_one_reason(
     past: list[tuple[list[int], str, str]], now: tuple[list[int], str, str], data: st.DataObject
 ) -> None:
-    history = MissHistory(stored_slots=1 << 12, content_slots=1 << 12)
+    history = MissHistory(stored_slots=1 << 23, content_slots=1 << 20)  # no two blocks share a slot
     for numbers, salt, lora in past:
         prompt = blocks(*numbers, salt=salt, lora=lora)
         history.sent(prompt)
