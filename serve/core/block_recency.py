@@ -54,6 +54,14 @@ class BlockRecency:
         if with_ancestors:
             self._touch_ancestors(parent)
 
+    def touch_one(self, slot: int, parent: int, with_ancestors: bool) -> None:
+        """Note that a block was stored after `parent`."""
+        self._clock += 1
+        self._used_at[slot] = self._clock
+        self._parent_at[slot] = parent
+        if with_ancestors:
+            self._touch_ancestors(parent)
+
     def touch_new(self, slots: Slots, parents: Slots) -> None:
         """Note that blocks have become known, with their parents; nothing says when they were used."""
         self.touch(slots)

@@ -38,6 +38,7 @@ class BlockTable:
     def __init__(self, capacity: int) -> None:
         self.count = 0
         self.top = 0
+        self._capacity = capacity
         self._last_buckets = _power_of_two(_BUCKETS_PER_BLOCK * capacity)
         # Each bucket is a list: `_heads` has its first slot, `_next` the one after each slot, 0 ends it.
         self._hashes, self._hash_at = make_uint64(capacity + 1)
@@ -80,6 +81,26 @@ class BlockTable:
         hashes, slot = self._hash_at, self._head_at[block_hash & self._mask]
         while slot and hashes[slot] != block_hash:
             slot = self._next_at[slot]
+        return slot
+
+    def enter_one(self, block_hash: int) -> int:
+        """Return the slot of a hash, after it was entered if it is not there; there must be room."""
+        self._provide(1)
+        hashes, bucket = self._hash_at, block_hash & self._mask
+        slot = first = self._head_at[bucket]
+        while slot and hashes[slot] != block_hash:
+            slot = self._next_at[slot]
+        if not slot:
+            if self._num_free:
+                self._num_free -= 1
+                slot = self._free_at[self._num_free]
+            else:
+                self.top += 1
+                slot = self.top
+            self.count += 1
+            hashes[slot] = block_hash
+            self._next_at[slot] = first
+            self._head_at[bucket] = slot
         return slot
 
     def enter_few(self, hashes: Sequence[int]) -> list[int]:
@@ -164,14 +185,15 @@ class BlockTable:
 
     def _provide(self, more: int) -> None:
         """Move to a larger table if the present one is too small for some more blocks."""
+        if self.count + more <= self._enough:
+            return
         buckets = self._mask + 1
         while buckets < self._last_buckets and buckets < _BUCKETS_PER_BLOCK * (self.count + more):
             buckets = self._last_buckets if buckets >= _MIDDLE_BUCKETS else min(_MIDDLE_BUCKETS, self._last_buckets)
-        if buckets > self._mask + 1:
-            old = self._heads
-            self._make_buckets(buckets)
-            slots = self._chained(old)
-            self._link(slots, self._buckets(self._hashes[slots]))
+        old = self._heads
+        self._make_buckets(buckets)
+        slots = self._chained(old)
+        self._link(slots, self._buckets(self._hashes[slots]))
 
     def _chained(self, heads: npt.NDArray[np.int32]) -> Slots:
         """Return every slot that is in use."""
@@ -186,6 +208,7 @@ class BlockTable:
     def _make_buckets(self, count: int) -> None:
         self._heads, self._head_at = make_int32(count)
         self._mask = count - 1
+        self._enough = self._capacity if count == self._last_buckets else count // _BUCKETS_PER_BLOCK
         self._mask_array = np.array(self._mask, dtype=np.uint64)
 
 

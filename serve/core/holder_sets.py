@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serve.core.kv_events import DISK, HOST
+from serve.core.kv_events import DISK, GPU, HOST
 
 EMPTY = 0  # number of the set without holders
+NOBODY = 0  # the lane that no replica has
 
 
 Counts = npt.NDArray[np.int32]
@@ -63,14 +64,12 @@ class HolderSets:
         self._numbers = {self.sets[EMPTY]: EMPTY}
         self._blocks = [0]
         self._free: list[int] = []
-        self._num_lanes = 1  # lane 0 is nobody's
+        self._alone: dict[int, int] = {}  # number of the set of each live lane alone; it is never forgotten
+        self._num_lanes = NOBODY + 1
         self._free_lanes: list[int] = []
         self._retired = 0
         self._cleaning = 0  # lanes that the present pass removes
         self._cleaned = 0  # sets it has been through
-
-    def __len__(self) -> int:
-        return len(self.sets) - len(self._free)
 
     # Lanes
 
@@ -84,6 +83,11 @@ class HolderSets:
         """Whether no set can have lanes that are not live."""
         return not (self._retired or self._cleaning)
 
+    @property
+    def needs_tidying(self) -> bool:
+        """Whether some sets have lanes that are not live, or some blocks a set without any."""
+        return bool(self._retired or self._cleaning or self.deserted)
+
     def open_lane(self) -> int:
         """Return a lane that no set has."""
         if not self._free_lanes and self._num_lanes > 64 + 2 * self.live.bit_count():
@@ -95,12 +99,15 @@ class HolderSets:
             lane = self._num_lanes
             self._num_lanes += 1
         self.live |= 1 << lane
+        self._alone[lane] = number = self._number(HolderSet(1 << lane))
+        self._blocks[number] += 1
         return lane
 
     def retire_lane(self, lane: int) -> None:
         """Let a lane count no more."""
         self.live &= ~(1 << lane)
         self._retired |= 1 << lane
+        self.move(self._alone.pop(lane), EMPTY, 1)
 
     def clean(self, count: int) -> None:
         """Remove retired lanes from the next `count` sets."""
@@ -134,6 +141,11 @@ class HolderSets:
 
         A set is new as long as `move` has counted no block of it: it has to be called next.
         """
+        alone = self._alone[lane]
+        if number == EMPTY and tier == GPU:
+            return alone
+        if number == alone and tier is None:
+            return EMPTY
         old, bit = self.sets[number], 1 << lane
         rest = self.live & ~bit
         held, host, disk = old.held & rest, old.host & rest, old.disk & rest

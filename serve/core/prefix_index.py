@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from serve.core.block_recency import BlockRecency
 from serve.core.block_table import FEW, BlockTable, Hashes, Slots, make_int32
-from serve.core.holder_sets import EMPTY, Counts, HolderSets
+from serve.core.holder_sets import EMPTY, NOBODY, Counts, HolderSets
 from serve.core.kv_events import GPU, KvEvent, KvRemoved, KvSnapshot, KvStored
 
 _CHUNK = 4096  # blocks of one event that are handled together
@@ -50,6 +50,8 @@ class PrefixIndex:
         self._max_blocks = max_blocks
         self._chunk = max(1, min(_CHUNK, max_blocks // 16))
         self._evict_blocks = max(1, min(256, max_blocks // _CHUNK))  # at once: to find one costs almost as much
+        # Only beyond does it matter who was used last: until the cap is reached, that will be known of all in use.
+        self._half = max_blocks // 2
         capacity = max_blocks + self._chunk  # an event is entered first, then what is too much is forgotten
         self._table = BlockTable(capacity)
         self._recency = BlockRecency(capacity)
@@ -58,7 +60,8 @@ class PrefixIndex:
         self._swept = 0  # slots that were searched for blocks without holders
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
-        self._lanes = np.zeros(0, dtype=np.intp)  # of each row; 0 is nobody's
+        self._lanes: list[int] = []  # of each row
+        self._lane_of_row = np.zeros(0, dtype=np.intp)  # the same
         self._nothing = np.zeros(0, dtype=np.int32)
 
     @property
@@ -78,11 +81,11 @@ class PrefixIndex:
             raise ValueError(f"replica {replica_id!r} is in the index already; remove it first")
         if not self._free:
             self._free.append(len(self._lanes))
-            self._lanes = np.append(self._lanes, 0)
+            self._lanes.append(NOBODY)
             self._nothing = np.zeros(len(self._lanes), dtype=np.int32)
         row = self._free.pop()
         self._rows[replica_id] = row
-        self._lanes[row] = self._sets.open_lane()
+        self._let_have(row, self._sets.open_lane())
         return row
 
     def row(self, replica_id: str) -> int:
@@ -92,53 +95,85 @@ class PrefixIndex:
     def remove(self, replica_id: str) -> None:
         """Forget a replica and all that it holds."""
         row = self._rows.pop(replica_id)
-        self._sets.retire_lane(int(self._lanes[row]))
-        self._lanes[row] = 0
+        self._sets.retire_lane(self._lanes[row])
+        self._let_have(row, NOBODY)
         self._free.append(row)
+
+    def _let_have(self, row: int, lane: int) -> None:
+        self._lanes[row] = lane
+        self._lane_of_row = np.array(self._lanes, dtype=np.intp)
 
     # Events
 
     def apply(self, row: int, event: KvEvent) -> None:
         """Note a change of what a replica holds."""
-        size = self._chunk
+        lane, size = self._lanes[row], self._chunk
         if isinstance(event, KvStored):
             hashes = event.block_hashes
-            self._store(row, hashes[:size], event.parent, event.tier)
+            if len(hashes) == 1:
+                self._store_one(lane, hashes[0], event.parent, event.tier)
+            else:
+                self._store(lane, hashes[:size], event.parent, event.tier)
             for start in range(size, len(hashes), size):
                 if not self._table.find_one(hashes[start - 1]):
                     break  # the cap bit in the middle of this chain: what follows is worth nothing without that
-                self._store(row, hashes[start : start + size], hashes[start - 1], event.tier)
+                self._store(lane, hashes[start : start + size], hashes[start - 1], event.tier)
         elif isinstance(event, KvRemoved):
-            for start in range(0, len(event.block_hashes), size):
-                self._remove(row, event.block_hashes[start : start + size])
+            hashes = event.block_hashes
+            if len(hashes) <= FEW:
+                for block_hash in hashes:
+                    self._remove_one(lane, block_hash)
+            else:
+                for start in range(0, len(hashes), size):
+                    self._remove(lane, as_hashes(hashes[start : start + size]))
         else:
             self._start_afresh(row, event)
-        if self._sets.deserted or not self._sets.is_clean:
+        if self._sets.needs_tidying:
             self._tidy()
 
-    def _store(self, row: int, hashes: Sequence[int], parent: int, tier: int) -> None:
+    def _store_one(self, lane: int, block_hash: int, parent: int, tier: int) -> None:
+        """Do the same as `_store`: most events are of one block, which a sequence has filled."""
+        table = self._table
+        slot = table.enter_one(block_hash)
+        old = self._set_at[slot]
+        new = self._sets.changed(old, lane, tier)
+        if new != old:
+            self._set_at[slot] = new
+            self._sets.move(old, new, 1)
+        self._recency.touch_one(slot, table.find_one(parent), table.count > self._half)
+        if table.count > self._max_blocks:
+            self._evict()
+
+    def _store(self, lane: int, hashes: Sequence[int], parent: int, tier: int) -> None:
         slots = self._enter(hashes)
-        self._recency.touch_chain(slots, self._table.find_one(parent), self._is_filling)
-        self._change_sets(slots, int(self._lanes[row]), tier)
+        self._recency.touch_chain(slots, self._table.find_one(parent), self._table.count > self._half)
+        self._change_sets(slots, lane, tier)
         self._evict()
 
-    def _remove(self, row: int, hashes: Sequence[int]) -> None:
-        slots: list[int] | Slots
-        if _are_few(hashes):
-            slots = [slot for slot in map(self._table.find_one, dict.fromkeys(hashes)) if slot]
-        else:
-            slots = self._table.find(as_hashes(hashes))
-            slots = slots[slots != 0]
-        self._change_sets(slots, int(self._lanes[row]), None)
-        for slot in slots if isinstance(slots, list) else slots.tolist():
-            if self._set_at[slot] == EMPTY:
+    def _remove(self, lane: int, hashes: Hashes) -> None:
+        slots = np.unique(self._table.find(hashes))
+        slots = slots[slots != 0]
+        self._change_sets(slots, lane, None)
+        for slot in slots[self._set[slots] == EMPTY].tolist():
+            self._table.discard(slot)
+            self._recency.forget(slot)
+
+    def _remove_one(self, lane: int, block_hash: int) -> None:
+        slot = self._table.find_one(block_hash)
+        if slot:
+            old = self._set_at[slot]
+            new = self._sets.changed(old, lane, None)
+            self._set_at[slot] = new
+            self._sets.move(old, new, 1)
+            if new == EMPTY:
                 self._table.discard(slot)
                 self._recency.forget(slot)
 
     def _start_afresh(self, row: int, snapshot: KvSnapshot) -> None:
         """Replace what a replica holds: its old lane is retired, which takes no time, and a new one is filled."""
-        self._sets.retire_lane(int(self._lanes[row]))
-        self._lanes[row] = lane = self._sets.open_lane()
+        self._sets.retire_lane(self._lanes[row])
+        lane = self._sets.open_lane()
+        self._let_have(row, lane)
         hashes = snapshot.block_hashes
         # The last ones first: it is mostly parents that were stored first, and those are to be kept longest.
         for start in reversed(range(0, len(hashes), self._chunk)):
@@ -186,11 +221,6 @@ class PrefixIndex:
 
     # Forgetting
 
-    @property
-    def _is_filling(self) -> bool:
-        """Whether the cap is near enough for it to matter who is used; else it would be known for nothing."""
-        return 2 * self._table.count > self._max_blocks
-
     def _evict(self) -> None:
         while (excess := self._table.count - self._max_blocks) > 0:
             for slot in self._recency.oldest(max(excess, self._evict_blocks), self._table.top):
@@ -227,9 +257,9 @@ class PrefixIndex:
             starts, ends = run_bounds(its_sets)
             found = self._sets.count_leading([its_sets.item(start) for start in starts], ends)
             if found is not None:
-                if self._is_filling:
+                if self._table.count > self._half:
                     self._recency.touch(slots[: found.depth])
-                lanes, none = self._lanes, self._nothing
+                lanes, none = self._lane_of_row, self._nothing
                 host = none if found.host is None else found.host.take(lanes)
                 disk = none if found.disk is None else found.disk.take(lanes)
                 return IndexMatch(found.hit.take(lanes), host, disk)
