@@ -339,7 +339,7 @@ def replaced(fleet: FleetView, **changes: object) -> FleetView:
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if name not in ("random", "power_of_two", "ray_llm_prefix")])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(situation=situations(), data=st.data())
 def test_the_order_of_the_candidates_does_not_matter(
     name: str, situation: tuple[FleetView, PrefixMatch, RouteRequest], data: st.DataObject
@@ -350,7 +350,7 @@ def test_the_order_of_the_candidates_does_not_matter(
 
 
 @pytest.mark.parametrize("name", PEERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(situation=situations(), data=st.data())
 def test_more_load_makes_no_replica_more_attractive(
     name: str, situation: tuple[FleetView, PrefixMatch, RouteRequest], data: st.DataObject
@@ -370,7 +370,7 @@ def test_more_load_makes_no_replica_more_attractive(
 
 
 @pytest.mark.parametrize("name", PEERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(situation=situations(), data=st.data())
 def test_more_hits_make_no_replica_less_attractive(
     name: str, situation: tuple[FleetView, PrefixMatch, RouteRequest], data: st.DataObject
@@ -387,7 +387,7 @@ def test_more_hits_make_no_replica_less_attractive(
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if name != "longest_prefix"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(situation=situations())
 def test_common_blocks_earn_nobody_anything(name: str, situation: tuple[FleetView, PrefixMatch, RouteRequest]) -> None:
     fleet, found, wanted = situation
@@ -401,7 +401,7 @@ def test_common_blocks_earn_nobody_anything(name: str, situation: tuple[FleetVie
 
 
 @pytest.mark.parametrize("name", PEERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(situation=situations())
 def test_costs_are_numbers_and_terms_are_columns(
     name: str, situation: tuple[FleetView, PrefixMatch, RouteRequest]
@@ -413,7 +413,7 @@ def test_costs_are_numbers_and_terms_are_columns(
 
 
 @pytest.mark.parametrize("policy", BLIND, ids=lambda policy: policy.name)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(situation=situations())
 def test_blind_policies_do_not_see_hits(policy: Policy, situation: tuple[FleetView, PrefixMatch, RouteRequest]) -> None:
     fleet, found, wanted = situation
