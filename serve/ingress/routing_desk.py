@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Self
 
-from serve.core.request import FinishReason, GenerateRequest, TokenDelta
+from serve.core.request import FinishReason, GenerateRequest, PrefillInfo, TokenDelta
 from serve.errors import RayTRTError
 from serve.ingress.settings import GatewaySettings
 from serve.router.board import RoutingBoard
@@ -94,8 +94,9 @@ class RoutingDesk:
             self._note_first(trace, delta, replica_id)
 
     def _note_first(self, trace: RouteTrace, delta: TokenDelta, replica_id: str) -> None:
-        if delta.prefill is not None:
-            trace.prefill = delta.prefill
+        prefill = delta.prefill
+        if prefill is not None:  # without what is large
+            trace.prefill = PrefillInfo(prefill.cached_tokens, prefill.queue_s, prefill.prefill_s)
         if not delta.token_ids and delta.finish_reason is None:
             return
         if not trace.replica_id:  # Ray Serve's own router does not say it, and ours may be slower than the token

@@ -197,7 +197,7 @@ class RoutingBoard:
             return None
         trace = self._open.get(request.request_id) or self._stranger(request)
         if refused_by:
-            trace.refused.append(refused_by)
+            trace.was_refused(refused_by)
             self.counts.refusals += 1
         route = self._route_of(trace, router, request)
         now_s = self._clock()
@@ -293,11 +293,10 @@ class RoutingBoard:
             trace.route = self._make_route(trace, router, request)
         else:
             router.recall(trace.route_id)
-        if trace.refused:
-            refused = frozenset(trace.refused)
-            if refused.issuperset(router.fleet.replica_ids):  # all have: start over, whoever has room first gets it
-                refused = frozenset()
-            trace.route = replace(trace.route, retried=refused)
+        if trace.avoided.issuperset(router.fleet.replica_ids):  # all are full: whoever has room first gets it
+            trace.avoided = frozenset()
+        if trace.avoided != trace.route.retried:
+            trace.route = replace(trace.route, retried=trace.avoided)
         return trace.route
 
     def _make_route(self, trace: RouteTrace, router: Router, request: GenerateRequest) -> RouteRequest:

@@ -14,6 +14,7 @@ from serve.core.routing.router import Router
 from serve.router.hints import RouteHints
 from serve.router.prompt_hasher import HashedPrompt
 
+KEPT_REFUSALS = 32
 KEPT_CANDIDATES = 16  # of a decision among more, the best and the chosen one are remembered
 
 
@@ -45,7 +46,8 @@ class RouteTrace:
         num_candidates: How many it had.
         decided_s: When that was.
         attempts: Decisions so far.
-        refused: Replicas that did not take it, in order; one may occur twice.
+        refused: Replicas that did not take it, in order, as far as there are `KEPT_REFUSALS`; one may occur twice.
+        avoided: Replicas that have not taken it since it went round the last time.
         expected_tokens: Prompt tokens that the chosen replica was believed to hold.
         predicted_ttft_s: Of the chosen replica; None if the policy predicts none.
         replica_id: Who accepted it; empty: nobody yet.
@@ -66,6 +68,7 @@ class RouteTrace:
     __slots__ = (
         "announced_s",
         "attempts",
+        "avoided",
         "decided_s",
         "decision",
         "ended_s",
@@ -114,6 +117,7 @@ class RouteTrace:
         self.decided_s = 0.0
         self.attempts = 0
         self.refused: list[str] = []
+        self.avoided: frozenset[str] = frozenset()
         self.expected_tokens = 0
         self.predicted_ttft_s: float | None = None
         self.replica_id = ""
@@ -127,6 +131,12 @@ class RouteTrace:
         self.finish_reason = ""
         self.prompt: HashedPrompt | None = None
         self.misses: tuple[MissSpan, ...] = ()
+
+    def was_refused(self, replica_id: str) -> None:
+        """Note that a replica did not take it."""
+        self.avoided |= {replica_id}
+        if len(self.refused) < KEPT_REFUSALS:
+            self.refused.append(replica_id)
 
     def decided(self, router: Router, decision: Decision, now_s: float) -> None:
         """Note a decision, whose first choice will be asked."""

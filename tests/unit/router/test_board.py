@@ -5,7 +5,7 @@ from serve.core.request import PrefillInfo
 from serve.core.routing.load import LoadReport
 from serve.router.hints import RouteHints
 from serve.router.records import make_record
-from serve.router.trace import RouteState
+from serve.router.trace import KEPT_REFUSALS, RouteState
 from tests.unit.router.boards import (
     SIZE,
     announce,
@@ -52,9 +52,21 @@ def test_who_refused_comes_last_until_all_have() -> None:
     third = first_choice(board, sequence, second)
     assert third not in (second, "b")
     assert first_choice(board, sequence, third) == "b", "everybody was full: whoever is best may have room now"
-    assert trace.refused == ["b", second, third]
-    assert trace.attempts == 4
-    assert board.counts.refusals == 3
+    assert first_choice(board, sequence, "b") != "b", "another round"
+    assert trace.refused == ["b", second, third, "b"]
+    assert trace.attempts == 5
+    assert board.counts.refusals == 4
+
+
+def test_a_sequence_that_is_refused_for_ever_needs_no_more_memory() -> None:
+    board, _, _ = make_board("a", "b")
+    sequence = request("one", prompt(1))
+    trace = announce(board, sequence)
+    refused_by = ""
+    for _ in range(500):
+        refused_by = first_choice(board, sequence, refused_by)
+    assert len(trace.refused) == KEPT_REFUSALS
+    assert trace.attempts == 500
 
 
 def test_a_sequence_that_waits_counts_once_however_often_it_is_ranked() -> None:
