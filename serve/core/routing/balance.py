@@ -19,9 +19,9 @@ class Shares(NamedTuple):
     """How much each replica had, relative to the mean: 1 everywhere is balance.
 
     Attributes:
-        requests: Requests, for its speed.
+        requests: Requests, over what a faster replica is due.
         work: Time of work.
-        lasting: Requests, for its speed, over a longer time.
+        lasting: As `requests`, over a longer time.
     """
 
     requests: Column
@@ -59,22 +59,21 @@ class Balance:
         """Undo a `count`; nearly, if others came in between."""
         self._table[:, row] = np.maximum(self._table[:, row] - (1.0, work_s, 1.0), 0.0)
 
-    def shares(self, rows: Rows, slowness: Column) -> Shares:
+    def shares(self, rows: Rows, speed: Column) -> Shares:
         """Return what these rows had.
 
         Args:
             rows: At least one.
-            slowness: Time that the same request takes on each; so that a replica with a slower GPU is in balance with
-                fewer requests.
+            speed: Of each, in any unit, > 0. A replica with a faster GPU is due more of the requests; one with a
+                slower GPU is not due fewer, as they may be the short ones.
         """
         counts = self._table[:, rows]
         sums = np.add.reduce(counts, axis=1)
         each_s = sums[1] / sums[0] if sums[0] > 0.0 else 1.0
         counts += ((_SMOOTHING,), (_SMOOTHING * each_s,), (_LASTING_SMOOTHING,))
-        counts[0] *= slowness
-        counts[2] *= slowness
         counts *= len(rows) / np.maximum(np.add.reduce(counts, axis=1, keepdims=True), 1e-12)
-        return Shares(counts[0], counts[1], counts[2])
+        due = np.maximum(1.0, len(rows) * speed / np.add.reduce(speed))
+        return Shares(counts[0] / due, counts[1], counts[2] / due)
 
     def _set_replicas(self, replicas: int) -> None:
         self._replicas = replicas

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 
 class CommonPrefix:
-    """The latest prompts of one model.
+    """The latest prompts of one model. A prompt that goes on where another ended takes its place.
+
+    So a conversation counts once, however many turns it has: what one user says again and again is no system prompt,
+    and is best sent to where it already is.
 
     Args:
         size: How many are remembered.
@@ -20,7 +23,13 @@ class CommonPrefix:
 
     def add(self, hashes: Sequence[int]) -> None:
         """Remember a prompt."""
-        self._recent.append(hashes)
+        recent, length = self._recent, len(hashes)
+        for number in range(len(recent) - 1, -1, -1):
+            before = len(recent[number])
+            if 0 < before < length and recent[number][-1] == hashes[before - 1]:
+                del recent[number]
+                break
+        recent.append(hashes)
 
     def depth(self, hashes: Sequence[int], share: float = 0.5) -> int:
         """Return how many leading blocks of a prompt at least `share` of the remembered ones have."""

@@ -35,9 +35,9 @@ class FleetView:
         decode_sequence_s: Learned: by how much one more sequence lengthens a decode step.
         release_blocks_per_s: Learned: how fast ended sequences give committed blocks back.
         queued_token_s: Learned: seconds for each prompt token that waits, with the attention that prompts have there.
-        routed_share: Requests routed there lately for its speed, relative to the mean of the candidates; 1 everywhere
-            is balance.
-        assigned_share: Prefill work routed there lately, likewise.
+        routed_share: Requests routed there lately, relative to the mean of the candidates, and to what a replica that
+            is faster than most is due; 1 everywhere is balance.
+        assigned_share: Prefill work routed there lately, in time, relative to the mean.
         lasting_share: As `routed_share`, over a longer time.
         last_routed: Number of the decision that chose it last; -1 if none has.
         age_s: Since its last report.

@@ -207,8 +207,10 @@ class Fleet:
         columns = dict(zip(_FIELDS, self._table[:, rows], strict=True))
         heard_s = columns.pop("heard_s")
         del columns["reported_s"]
-        slowness = columns["prefill_token_s"] + columns["prefill_pair_s"] * self._pairs_per_token
-        shares = self._balance.shares(rows, slowness) if len(rows) else Shares(slowness, slowness, slowness)
+        each_s = columns["prefill_token_s"] + columns["prefill_pair_s"] * self._pairs_per_token
+        shares = (
+            self._balance.shares(rows, 1.0 / np.maximum(each_s, 1e-12)) if len(rows) else Shares(each_s, each_s, each_s)
+        )
         return FleetView(
             replica_ids=replica_ids,
             rows=rows,
