@@ -269,8 +269,9 @@ class EventSubscriber:
         assert self._context is not None
         socket = make_socket(self._context, zmq.DEALER)
         try:
-            # One name for all sockets of this gateway, so that a replica knows how often it asks.
-            socket.setsockopt(zmq.ROUTING_ID, self._identity)
+            # The same name each time, so that a replica knows how often it is asked; and one a replica, because two may
+            # be believed to be at one address, and who takes another's name takes over its connection.
+            socket.setsockopt(zmq.ROUTING_ID, self._identity + source_of(link.feed.replica_id).to_bytes(8, "little"))
             socket.setsockopt(zmq.SNDHWM, 4)
             socket.setsockopt(zmq.MAXMSGSIZE, _MAX_NEWS_BYTES)
             socket.connect(link.address.snapshots)
