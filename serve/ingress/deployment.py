@@ -136,7 +136,7 @@ class Gateway:
         if hasattr(self, "_desk"):
             await self._desk.close()
             for board in self._boards.values():
-                board.shut()
+                board.roster.feeds.close()
         if hasattr(self, "_listener"):
             await self._listener.close()
 

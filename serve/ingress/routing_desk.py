@@ -120,8 +120,9 @@ class RoutingDesk:
             trace.state = RouteState.FAILED if failed else RouteState.CANCELLED
         board = self.boards.get(trace.model)
         if board is not None:
-            if trace.output is not None and board.tokens_per_block:
-                self._log.write(logged_request(trace, request, time.time(), board.tokens_per_block))
+            router = board.roster.router
+            if trace.output is not None and router is not None:
+                self._log.write(logged_request(trace, request, time.time(), router.tokens_per_block))
             board.close(trace)
         gate = self.gates.get(trace.model)
         if gate is not None:

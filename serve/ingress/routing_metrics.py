@@ -27,7 +27,7 @@ def routing_families(desk: RoutingDesk) -> Iterator[PrometheusMetric]:
     yield _numbers(boards, telemetry.ROUTING_MISSED_BLOCKS, lambda board: sorted(board.counts.missed_blocks.items()))
     yield _histogram(boards, telemetry.ROUTING_TTFT_RATIO, lambda board: board.counts.ttft_ratio)
     yield from _queue_families(desk)
-    yield _numbers(boards, telemetry.ROUTING_INDEX_BLOCKS, lambda board: [((), board.index_blocks)])
+    yield _numbers(boards, telemetry.ROUTING_INDEX_BLOCKS, _index_blocks)
     yield _numbers(boards, telemetry.ROUTING_REPLICAS, _replicas)
     for metric, name in telemetry.EVENT_PLANE_COUNTS.items():
         yield _numbers(boards, metric, partial(_heard, name))
@@ -53,12 +53,17 @@ def _queue_families(desk: RoutingDesk) -> Iterator[PrometheusMetric]:
 
 
 def _heard(name: str, board: RoutingBoard) -> Samples:
-    return [((), getattr(board.heard, name))]
+    return [((), getattr(board.roster.feeds.counts, name))]
 
 
 def _replicas(board: RoutingBoard) -> Samples:
-    heard, unheard = board.replicas_heard
-    return [(("yes",), heard), (("no",), unheard)]
+    roster = board.roster
+    return [(("yes",), roster.heard), (("no",), len(roster) - roster.heard)]
+
+
+def _index_blocks(board: RoutingBoard) -> Samples:
+    router = board.roster.router
+    return [((), len(router.index) if router is not None else 0)]
 
 
 def _numbers(

@@ -23,17 +23,13 @@ class OwnLoad:
         self._sequences.pop(replica_id, None)
         self._last.pop(replica_id, None)
 
-    def accepted(self, trace: RouteTrace) -> LoadReport | None:
-        """Note that a sequence's replica took it; return that replica's load, if it is counted here."""
+    def has(self, trace: RouteTrace) -> LoadReport | None:
+        """Note that a sequence is at its replica; return that replica's load, if it is counted here."""
         sequences = self._sequences.get(trace.replica_id)
         if sequences is None:
             return None
         sequences.add(trace)
         return self._report(trace.replica_id, (trace.route_id,))
-
-    def began(self, trace: RouteTrace) -> LoadReport | None:
-        """The same for a sequence that has its first token."""
-        return self._report(trace.replica_id) if trace.replica_id in self._sequences else None
 
     def ended(self, trace: RouteTrace) -> LoadReport | None:
         """The same for a sequence that has ended."""

@@ -56,7 +56,7 @@ class ReplicaRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         """Called by Serve with all replicas, when anything about them has changed."""
         self._by_name = {_name(replica.replica_id): replica for replica in replicas}
         with _guarded():
-            self._board.set_replicas({name: replica.replica_metadata for name, replica in self._by_name.items()})
+            self._board.roster.update({name: replica.replica_metadata for name, replica in self._by_name.items()})
         super().update_replicas(replicas)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
@@ -64,7 +64,7 @@ class ReplicaRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         super().on_replica_actor_died(replica_id)
         self._by_name.pop(_name(replica_id), None)
         with _guarded():
-            self._board.replica_died(_name(replica_id))
+            self._board.roster.died(_name(replica_id))
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

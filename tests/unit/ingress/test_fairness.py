@@ -38,7 +38,7 @@ def body(**fields: Any) -> dict[str, Any]:
 
 def report(board: RoutingBoard, waiting: int) -> None:
     """Let the replica say that so many wait there."""
-    board.report(REPLICA, LoadReport(total_blocks=1000, waiting=waiting))
+    board.roster.report(REPLICA, LoadReport(total_blocks=1000, waiting=waiting))
 
 
 async def queued(app: GatewayApp, number: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ from serve.core.blocks import block_hashes, chain_seed
 from serve.core.kv_events import KvRemoved, KvStored
 from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
 from serve.core.routing.load import LoadReport
+from serve.core.routing.router import Router
 from serve.core.routing.settings import parse_policy
 from serve.router.board import RoutingBoard
 from serve.router.hints import RouteHints
@@ -74,10 +75,10 @@ def make_board(*replica_ids: str, policy: Any = "auto", model: str = "m") -> tup
     feeds, clock = FakeFeeds(), Clock()
     board = RoutingBoard(model, parse_policy(policy), lambda _: feeds, clock)
     if replica_ids:
-        board.set_replicas({name: metadata() for name in replica_ids})
+        board.roster.update({name: metadata() for name in replica_ids})
         for name in replica_ids:
-            board.connected(name)
-            board.report(name, LoadReport(total_blocks=1000))
+            board.roster.connected(name)
+            board.roster.report(name, LoadReport(total_blocks=1000))
     return board, feeds, clock
 
 
@@ -96,12 +97,12 @@ def holds(board: RoutingBoard, replica_id: str, tokens: Sequence[int], salt: str
     """Let a replica say that it holds a prompt."""
     seed = chain_seed(salt)
     hashes = tuple(block_hashes(np.array(tokens, np.uint32), SIZE, seed).tolist())
-    board.apply(replica_id, [KvStored(hashes, seed, tier)])
+    board.roster.apply(replica_id, [KvStored(hashes, seed, tier)])
 
 
 def evicts(board: RoutingBoard, replica_id: str, tokens: Sequence[int]) -> None:
     """Let a replica say that it holds a prompt no more."""
-    board.apply(replica_id, [KvRemoved(tuple(block_hashes(np.array(tokens, np.uint32), SIZE).tolist()))])
+    board.roster.apply(replica_id, [KvRemoved(tuple(block_hashes(np.array(tokens, np.uint32), SIZE).tolist()))])
 
 
 def announce(board: RoutingBoard, sequence: GenerateRequest, hints: RouteHints | None = None) -> RouteTrace:
@@ -116,3 +117,14 @@ def first_choice(board: RoutingBoard, sequence: GenerateRequest, refused_by: str
     choice = board.choose(sequence, refused_by)
     assert choice is not None
     return choice.ranked[0]
+
+
+def heard(board: RoutingBoard) -> tuple[int, int]:
+    """Return how many replicas are heard, and how many are not."""
+    return board.roster.heard, len(board.roster) - board.roster.heard
+
+
+def router_of(board: RoutingBoard) -> Router:
+    """Return what decides."""
+    assert board.roster.router is not None
+    return board.roster.router

@@ -11,11 +11,13 @@ from tests.unit.router.boards import (
     announce,
     evicts,
     first_choice,
+    heard,
     holds,
     make_board,
     metadata,
     prompt,
     request,
+    router_of,
 )
 
 
@@ -119,11 +121,11 @@ def test_a_sequence_counts_no_more_once_it_has_its_first_token() -> None:
 def test_a_replica_that_goes_is_forgotten_with_all_that_it_held() -> None:
     board, feeds, _ = make_board("a", "b")
     holds(board, "a", prompt(1))
-    assert board.index_blocks == 8
-    board.set_replicas({"b": metadata()})
+    assert len(router_of(board).index) == 8
+    board.roster.update({"b": metadata()})
     assert list(feeds.heard) == ["b"]
-    assert board.replicas_heard == (1, 0)
-    board.set_replicas({"b": metadata(), "c": metadata()})  # perhaps in its place in the index
+    assert heard(board) == (1, 0)
+    board.roster.update({"b": metadata(), "c": metadata()})  # perhaps in its place in the index
     trace = announce(board, request("one", prompt(1)))
     board.choose(request("one", prompt(1)))
     assert trace.decision is not None
@@ -133,26 +135,26 @@ def test_a_replica_that_goes_is_forgotten_with_all_that_it_held() -> None:
 
 def test_a_dead_replica_stays_dead_though_the_controller_still_lists_it() -> None:
     board, feeds, _ = make_board("a", "b")
-    board.replica_died("a")
-    board.set_replicas({"a": metadata(), "b": metadata()})
+    board.roster.died("a")
+    board.roster.update({"a": metadata(), "b": metadata()})
     choice = board.choose(request("one", prompt(1)))
     assert choice is not None
     assert choice.ranked == ["b"]
     assert list(feeds.heard) == ["b"]
-    board.set_replicas({"b": metadata()})
-    board.set_replicas({"a": metadata(), "b": metadata()})  # another one of this name
+    board.roster.update({"b": metadata()})
+    board.roster.update({"a": metadata(), "b": metadata()})  # another one of this name
     assert set(feeds.heard) == {"a", "b"}
 
 
 def test_news_of_a_replica_that_is_gone_are_harmless() -> None:
     board, _, _ = make_board("a")
-    board.replica_died("a")
+    board.roster.died("a")
     holds(board, "a", prompt(1))
-    board.report("a", LoadReport())
-    board.connected("a")
-    board.lost("a")
+    board.roster.report("a", LoadReport())
+    board.roster.connected("a")
+    board.roster.lost("a")
     board.accepted("nobody", "a")
-    assert board.index_blocks == 0
+    assert len(router_of(board).index) == 0
     assert board.choose(request("one", prompt(1))) is None
 
 
@@ -169,11 +171,11 @@ def test_when_all_blocks_have_another_size_the_index_starts_anew() -> None:
     waiting = request("waiting", prompt(1))
     trace = announce(board, waiting)
     board.choose(waiting)
-    board.set_replicas({"b": metadata(), "c": metadata(SIZE * 2)})
-    assert board.tokens_per_block == SIZE
-    board.set_replicas({"c": metadata(SIZE * 2), "d": metadata(SIZE * 2)})
-    assert board.tokens_per_block == 2 * SIZE
-    assert board.index_blocks == 0
+    board.roster.update({"b": metadata(), "c": metadata(SIZE * 2)})
+    assert router_of(board).tokens_per_block == SIZE
+    board.roster.update({"c": metadata(SIZE * 2), "d": metadata(SIZE * 2)})
+    assert router_of(board).tokens_per_block == 2 * SIZE
+    assert len(router_of(board).index) == 0
     assert set(feeds.heard) == {"c", "d"}
     board.choose(waiting)  # hashed before in other blocks
     assert trace.route is not None
@@ -184,11 +186,11 @@ def test_when_all_blocks_have_another_size_the_index_starts_anew() -> None:
 
 def test_a_replica_with_other_blocks_is_routed_to_by_its_load_alone() -> None:
     board, _, _ = make_board("a", "b")
-    board.set_replicas({"a": metadata(), "b": metadata(), "c": metadata(SIZE * 2)})
-    board.connected("c")
+    board.roster.update({"a": metadata(), "b": metadata(), "c": metadata(SIZE * 2)})
+    board.roster.connected("c")
     holds(board, "c", prompt(1))
-    assert board.index_blocks == 0
-    board.report("c", LoadReport(running=3, used_blocks=10, total_blocks=500))
+    assert len(router_of(board).index) == 0
+    board.roster.report("c", LoadReport(running=3, used_blocks=10, total_blocks=500))
     trace = announce(board, request("one", prompt(1)))
     board.choose(request("one", prompt(1)))
     assert trace.decision is not None
@@ -199,9 +201,9 @@ def test_a_replica_with_other_blocks_is_routed_to_by_its_load_alone() -> None:
 
 def test_a_replica_that_says_nothing_is_as_busy_as_this_gateway_keeps_it() -> None:
     board, feeds, _ = make_board("a")
-    board.set_replicas({"a": metadata(), "mute": metadata(with_address=False)})
+    board.roster.update({"a": metadata(), "mute": metadata(with_address=False)})
     assert list(feeds.heard) == ["a"]
-    assert board.replicas_heard == (1, 1)
+    assert heard(board) == (1, 1)
     for number in range(40):
         sequence = request(f"s{number}", prompt(number))
         announce(board, sequence)
@@ -218,8 +220,8 @@ def test_a_replica_that_says_nothing_is_as_busy_as_this_gateway_keeps_it() -> No
 
 def test_a_replica_that_falls_silent_is_as_busy_as_it_said_and_as_this_gateway_keeps_it() -> None:
     board, _, clock = make_board("a", "b")
-    board.report("a", LoadReport(total_blocks=800, used_blocks=200))
-    board.lost("a")
+    board.roster.report("a", LoadReport(total_blocks=800, used_blocks=200))
+    board.roster.lost("a")
     sequence = request("one", prompt(1))
     trace = announce(board, sequence)
     board.choose(sequence)
@@ -232,8 +234,8 @@ def test_a_replica_that_falls_silent_is_as_busy_as_it_said_and_as_this_gateway_k
     view = probe.decision.view
     number = view.replica_ids.index("a")
     assert (view.running[number], view.active_blocks[number], view.total_blocks[number]) == (1, 200, 800)
-    board.connected("a")
-    board.report("a", LoadReport(total_blocks=800))
+    board.roster.connected("a")
+    board.roster.report("a", LoadReport(total_blocks=800))
     board.close(trace)
 
 
@@ -296,5 +298,5 @@ def test_sequences_of_one_prompt_are_hashed_once_each_on_its_own_way() -> None:
 
 def test_closing_stops_hearing() -> None:
     board, feeds, _ = make_board("a")
-    board.shut()
+    board.roster.feeds.close()
     assert feeds.closed

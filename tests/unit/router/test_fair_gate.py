@@ -54,7 +54,7 @@ class Scene:
 
     def has_room(self, waiting: int = 0) -> None:
         """Let the replica report that so many wait there."""
-        self.board.report("r1", LoadReport(total_blocks=1000, waiting=waiting))
+        self.board.roster.report("r1", LoadReport(total_blocks=1000, waiting=waiting))
 
 
 def scene(**settings: float) -> Scene:

@@ -14,7 +14,7 @@ from serve.core.request import GenerateRequest
 from serve.router import registry
 from serve.router.board import RoutingBoard
 from serve.router.replica_router import SINGLE_RANKS, ReplicaRouter, router_config
-from tests.unit.router.boards import SIZE, holds, make_board, metadata, prompt, request
+from tests.unit.router.boards import SIZE, heard, holds, make_board, metadata, prompt, request
 
 APP, DEPLOYMENT = "app", "model-m"
 
@@ -75,7 +75,7 @@ def make_router(count: int) -> ReplicaRouter:
 
 async def test_it_finds_the_board_of_its_process_though_it_was_pickled(board: RoutingBoard) -> None:
     router = make_router(3)
-    assert board.replicas_heard == (0, 3)
+    assert heard(board) == (0, 3)
     holds(board, full_id("r1"), prompt(1))
     asked = pending(request("one", prompt(1)))
     ranks = names(await router.choose_replicas(router._replicas_list, asked))
@@ -152,5 +152,5 @@ async def test_a_process_without_gateway_routes_too() -> None:
         assert [len(rank) for rank in ranks] == [1, 1]
         router.on_request_routed(asked, replica(ranks[0][0]).replica_id, object())
     finally:
-        router._board.shut()
+        router._board.roster.feeds.close()
         registry.unregister(APP, DEPLOYMENT)
