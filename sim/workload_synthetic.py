@@ -88,7 +88,9 @@ class SyntheticWorkload(StrictModel):
 
     name: str = Field(default="synthetic", description="For reports.")
     seed: NonNegativeInt = Field(default=0, description="Another seed gives other requests of the same kind.")
-    duration_s: PositiveFloat = Field(default=600.0, description="Conversations begin during this time.")
+    duration_s: PositiveFloat = Field(
+        default=600.0, description="Requests arrive during this time; conversations that would go on are cut."
+    )
     answer_s: NonNegativeFloat = Field(default=0.5, description="Assumed time to the first token, for later turns")
     answer_token_s: NonNegativeFloat = Field(default=0.02, description="... and for each token of an answer.")
     streams: tuple[Stream, ...] = Field(min_length=1, description="Kinds of conversations, at the same time.")
@@ -118,7 +120,8 @@ def synthesise(settings: SyntheticWorkload, tokens_per_block: int, *, limit: int
     for number, stream in enumerate(settings.streams):
         rng = np.random.default_rng([settings.seed, number])
         requests += _StreamMaker(settings, stream, number, tokens_per_block, rng).requests()
-    return make_workload(settings.name, requests, tokens_per_block).first(limit)
+    kept = (request for request in requests if request.arrival_s <= settings.duration_s)
+    return make_workload(settings.name, kept, tokens_per_block).first(limit)
 
 
 class _StreamMaker:

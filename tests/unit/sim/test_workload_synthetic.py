@@ -89,6 +89,11 @@ def test_lengths_have_the_mean_that_was_asked_for_and_keep_to_their_maximum() ->
     assert outputs.min() >= 1
 
 
+def test_conversations_that_go_on_are_cut() -> None:
+    workload = synthesise(described(turns=4, gap_s=50), SIZE)
+    assert 280 < workload.duration_s <= 300
+
+
 def test_a_conversation_ends_before_it_is_too_long() -> None:
     workload = synthesise(described(arrivals={"per_s": 0.3}, turns=50, context_tokens=1000), SIZE)
     lengths = [request.prompt_tokens + request.output_tokens for request in workload.requests]
