@@ -22,6 +22,7 @@ _FEW_WRONG = 48  # the same, of those that are not first in their bucket
 _FIRST_BUCKETS = 1 << 17
 _MIDDLE_BUCKETS = 1 << 21
 _BUCKETS_PER_BLOCK = 4
+_NO_HASH = 0x9E3779B97F4A7C15  # in slot 0; a block that had it would be found there, where nobody holds anything
 
 
 class BlockTable:
@@ -42,6 +43,7 @@ class BlockTable:
         self._last_buckets = _power_of_two(_BUCKETS_PER_BLOCK * capacity)
         # Each bucket is a list: `_heads` has its first slot, `_next` the one after each slot, 0 ends it.
         self._hashes, self._hash_at = make_uint64(capacity + 1)
+        self._hash_at[0] = _NO_HASH
         self._next, self._next_at = make_int32(capacity + 1)
         self._free, self._free_at = make_int32(capacity + 1)
         self._num_free = 0

@@ -71,6 +71,9 @@ class HolderSets:
         self._cleaning = 0  # lanes that the present pass removes
         self._cleaned = 0  # sets it has been through
 
+    def __len__(self) -> int:
+        return len(self.sets) - len(self._free)
+
     # Lanes
 
     @property
