@@ -28,10 +28,11 @@ def _add_workload(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--trace",
         type=Path,
+        nargs="+",
         required=True,
         metavar="FILE",
-        help="Mooncake JSONL, Azure CSV or the gateway's request log, plain, .xz or .gz; or the .yaml description of a "
-        "synthetic workload, as in configs/workloads",
+        help="Mooncake JSONL, Azure CSV or the request log of all gateways, plain, .xz or .gz; or the .yaml "
+        "description of a synthetic workload, as in configs/workloads",
     )
     group.add_argument("--format", choices=FORMATS, help="of the file, if it cannot be told from it")
     group.add_argument("--log-model", metavar="ID", help="whose requests of a request log are replayed")

@@ -95,7 +95,8 @@ class Report:
 
 
 def _advice_text(recommendation: Recommendation) -> str:
-    lines = [f"recommended for {recommendation.replicas} replicas:", f"  {recommendation.config_line}"]
+    number = recommendation.replicas
+    lines = [f"recommended for {number} replica{'' if number == 1 else 's'}:", f"  {recommendation.config_line}"]
     lines += [f"  {_comparison_text(comparison)}" for comparison in recommendation.comparisons]
     if recommendation.equals:
         lines.append(f"  may be as good on this workload: {', '.join(recommendation.equals)}")

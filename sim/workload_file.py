@@ -1,7 +1,7 @@
 """read_workload: a file of any kind that the simulator reads."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ FORMATS: tuple[Format, ...] = ("mooncake", "azure", "log", "synthetic")
 
 
 def read_workload(
-    path: Path,
+    paths: Path | Sequence[Path],
     kind: Format | None = None,
     *,
     tokens_per_block: int | None = None,
@@ -28,7 +28,7 @@ def read_workload(
     """Read a workload.
 
     Args:
-        path: A trace, a request log, or the description of a synthetic workload.
+        paths: A trace, a request log, which may be several files, or the description of a synthetic workload.
         kind: Of the file; None: as it looks like.
         tokens_per_block: Of its hashes; None: the file's own size, or `default_block` where it has none.
         default_block: Size of blocks for files without any.
@@ -38,13 +38,18 @@ def read_workload(
     Raises:
         ConfigError: It cannot be read; names file, line and remedy.
     """
+    files = [paths] if isinstance(paths, Path) else list(paths)
+    path = files[0]
+    kind = kind or _guess(path)
+    if len(files) > 1 and kind != "log":
+        raise TraceError(f"{files[1]}: only a request log may be several files, and {path} is none; give one file")
     readers: dict[Format, Callable[[], Workload]] = {
         "mooncake": lambda: read_mooncake(path, tokens_per_block or BLOCK_TOKENS, limit=limit),
         "azure": lambda: read_azure(path, tokens_per_block or default_block, limit=limit),
-        "log": lambda: read_request_log(path, tokens_per_block, model=model, limit=limit),
+        "log": lambda: read_request_log(files, tokens_per_block, model=model, limit=limit),
         "synthetic": lambda: synthesise(SyntheticWorkload.read(path), tokens_per_block or default_block, limit=limit),
     }
-    return readers[kind or _guess(path)]()
+    return readers[kind]()
 
 
 def _guess(path: Path) -> Format:

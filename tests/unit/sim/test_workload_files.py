@@ -179,6 +179,28 @@ def test_a_bad_line_of_a_log_is_named(tmp_path: Path, second: LoggedRequest, com
         read_workload(log(tmp_path / "log.jsonl", logged(1), second))
 
 
+def test_the_logs_of_all_gateways_are_one(tmp_path: Path) -> None:
+    paths = [
+        log(tmp_path / f"requests-{name}.jsonl", *(logged(n) for n in numbers))
+        for name, numbers in (("a", (1, 4)), ("b", (3, 2)))
+    ]
+    workload = read_workload(paths, limit=3)
+    assert [request.arrival_s for request in workload.requests] == [0.0, 1.0, 2.0]
+    with pytest.raises(TraceError, match=r"b.jsonl: only a request log may be several files, and .*talk.jsonl is none"):
+        read_workload([mooncake(tmp_path / "talk.jsonl"), paths[1]])
+
+
+def test_a_request_that_failed_is_given_an_output_of_mean_length(tmp_path: Path) -> None:
+    path = log(
+        tmp_path / "requests.jsonl",
+        logged(1),
+        logged(2, output_tokens=20),
+        logged(3, output_tokens=0, output_hashes=b""),
+        logged(4, output_tokens=0, output_hashes=b"", max_tokens=5),
+    )
+    assert [request.output_tokens for request in read_workload(path).requests] == [60, 20, 40, 5]
+
+
 def test_one_model_of_a_log_can_be_chosen(tmp_path: Path) -> None:
     path = log(tmp_path / "log.jsonl", logged(1), logged(2, model="n", tokens_per_block=8, prompt_hashes=b""))
     assert len(read_workload(path, model="n").requests[0].hashes) == 8
