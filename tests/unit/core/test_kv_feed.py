@@ -255,6 +255,19 @@ def test_a_late_batch_closes_the_gap_without_a_snapshot() -> None:
     assert late.state.sequence == 5
 
 
+def test_batches_behind_a_second_gap_still_wait() -> None:
+    state = in_sync(sequence=3)
+    for sequence in (9, 5, 7, 7):
+        state = on_batch(state, 1, stored(sequence, sequence), 1.0).state
+    handed_on: list[KvEvent] = []
+    for sequence in (4, 6, 8):
+        step = on_batch(state, 1, stored(sequence, sequence), 1.0)
+        state = step.state
+        handed_on += step.events
+    assert handed_on == [event for sequence in range(4, 10) for event in stored(sequence, sequence).events]
+    assert not state.is_behind
+
+
 def test_a_lost_last_batch_is_noticed_by_the_heartbeat() -> None:
     step = on_heartbeat(in_sync(sequence=3), 1, 4, 1.0)
     assert step.ask
@@ -282,6 +295,9 @@ def test_an_epoch_left_for_a_stale_message_of_an_unknown_one_comes_back(stale: H
     assert (step.state.epoch, step.state.sequence) == (2, 3)
     assert not step.state.is_behind
     assert list(step.events) == [KvSnapshot((), ()), *snapshot(3, {7: GPU}).events]
+    gap = on_batch(step.state, 2, stored(5, 50), 9.0)
+    assert gap.ask
+    assert list(on_batch(gap.state, 2, stored(4, 40), 9.0).events) == [*stored(4, 40).events, *stored(5, 50).events]
 
 
 def test_a_late_answer_of_an_epoch_that_is_over_is_ignored() -> None:
