@@ -5,7 +5,7 @@ gateway tells it of sequences (`serve.ingress.routing_desk`).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from serve.router.hints import NO_HINTS
 from serve.router.roster import Feeds, Roster
 from serve.router.trace import RouteTrace
 
+MAX_BEST = 8  # replicas that are asked one by one
 MAX_STRANGERS = 4096  # calls that other code than the gateway makes, on their way to a replica
 
 
@@ -28,11 +29,11 @@ class Choice(NamedTuple):
     """An answer to Ray Serve's router.
 
     Attributes:
-        ranked: Replicas, best first.
+        best: The best replicas that have room, best first; empty if none has. All others are as good as each other.
         request: What to send, with what the gateway believes of the first one's cache.
     """
 
-    ranked: list[str]
+    best: list[str]
     request: GenerateRequest
 
 
@@ -73,12 +74,15 @@ class RoutingBoard:
         """A sequence is about to be routed; `close` has to follow."""
         self._open[trace.sequence_id] = trace
 
-    def choose(self, request: GenerateRequest, refused_by: str = "") -> Choice | None:
+    def choose(
+        self, request: GenerateRequest, refused_by: str = "", has_room: Callable[[str], bool] = lambda replica_id: True
+    ) -> Choice | None:
         """Rank the replicas for a sequence, and count it as on its way to the first; None if no replica is known.
 
         Args:
             request: The sequence; chosen for before, perhaps.
             refused_by: Who did not take it last time; empty: nobody was asked.
+            has_room: Whether a replica would take it, as far as Ray Serve knows.
         """
         started_s = time.perf_counter()
         router = self.roster.router
@@ -93,10 +97,12 @@ class RoutingBoard:
         decision = router.route(route, now_s)
         if decision is None:
             return None
-        router.commit(route, decision, now_s)
-        trace.decided(router, decision, now_s)
+        best, passed_over = _with_room(decision.ranked, has_room)
+        asked = best[0] if best else decision.replica_id
+        router.commit(route, decision, now_s, asked)
+        trace.decided(router, decision, now_s, asked, passed_over)
         self.counts.count_decision(trace, time.perf_counter() - started_s)
-        return Choice(decision.ranked, _expecting(request, trace.expected_tokens))
+        return Choice(best, _expecting(request, trace.expected_tokens))
 
     def preview(self, request: GenerateRequest, trace: RouteTrace) -> None:
         """Note in `trace` where the sequence would go; changes nothing else."""
@@ -106,7 +112,7 @@ class RoutingBoard:
         route = self._make_route(trace, router, request)
         decision = router.preview(route, self._clock())
         if decision is not None:
-            trace.decided(router, decision, self._clock())
+            trace.decided(router, decision, self._clock(), decision.replica_id)
 
     def accepted(self, sequence_id: str, replica_id: str) -> None:
         """A replica has taken a sequence."""
@@ -121,12 +127,12 @@ class RoutingBoard:
             self.roster.has(trace)
 
     def _move(self, trace: RouteTrace, replica_id: str) -> None:
-        """Count a sequence where it is, if that is not the first choice: Serve found that one full."""
+        """Count a sequence where it is, if Serve found that another one than was to be asked has room."""
         router, decision, route = trace.router, trace.decision, trace.route
         if router is None or router is not self.roster.router or decision is None or route is None or trace.first_s:
             return
         candidates = decision.view.replica_ids
-        if decision.replica_id != replica_id and replica_id in candidates and replica_id in router.fleet:
+        if trace.asked_id != replica_id and replica_id in candidates and replica_id in router.fleet:
             router.recall(trace.route_id)
             router.commit(route, decision, self._clock(), replica_id)
 
@@ -209,6 +215,20 @@ class RoutingBoard:
             return 0
         decision = router.preview(self._make_route(trace, router, request), self._clock())
         return int(decision.match.hit_blocks.max()) * router.tokens_per_block if decision is not None else 0
+
+
+def _with_room(ranked: Sequence[str], has_room: Callable[[str], bool]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the best that have room, and those that are better than the first of them."""
+    best: list[str] = []
+    passed_over: list[str] = []
+    for replica_id in ranked:
+        if has_room(replica_id):
+            best.append(replica_id)
+            if len(best) == MAX_BEST:
+                break
+        elif not best:
+            passed_over.append(replica_id)
+    return best, tuple(passed_over)
 
 
 def _expecting(request: GenerateRequest, tokens: int) -> GenerateRequest:

@@ -59,6 +59,7 @@ class RouteDecision(Struct, frozen=True):
         prompt_blocks: Blocks of the prompt, rounded up.
         common_blocks: Leading ones that most of the recent prompts had too; they are no reason to prefer a replica.
         num_candidates: How many there were.
+        passed_over: Those that were better than the one that was asked, but had no room, as far as Ray Serve knew.
         candidates: The best of them, best first, and the one that was taken.
     """
 
@@ -68,6 +69,7 @@ class RouteDecision(Struct, frozen=True):
     prompt_blocks: int
     common_blocks: int
     num_candidates: int
+    passed_over: list[str]
     candidates: list[Candidate]
 
 
@@ -157,7 +159,7 @@ class RouteRecord(Struct, frozen=True):
 def make_record(trace: RouteTrace) -> RouteRecord:
     """Return what is known of a sequence now."""
     decision, prefill = trace.decision, trace.prefill
-    replica_id = trace.replica_id or (decision.replica_id if decision is not None else "")
+    replica_id = trace.replica_id or trace.asked_id
     return RouteRecord(
         request_id=trace.hints.request_id,
         sequence_id=trace.sequence_id,
@@ -204,11 +206,9 @@ def _between(start_s: float, end_s: float) -> float | None:
 
 
 def _decision(trace: RouteTrace, decision: Decision) -> RouteDecision:
-    chosen = decision.view.replica_ids.index(trace.replica_id) if trace.rank and trace.replica_id else -1
+    chosen = decision.view.replica_ids.index(trace.replica_id or trace.asked_id) if trace.rank else -1
     rows = decision.order[:KEPT_CANDIDATES].tolist()
-    if not trace.replica_id:
-        chosen = rows[0]
-    elif chosen >= 0 and chosen not in rows:
+    if chosen >= 0 and chosen not in rows:
         rows.append(chosen)
     return RouteDecision(
         policy=decision.policy,
@@ -217,6 +217,7 @@ def _decision(trace: RouteTrace, decision: Decision) -> RouteDecision:
         prompt_blocks=decision.match.prompt_blocks,
         common_blocks=decision.match.common_blocks,
         num_candidates=trace.num_candidates,
+        passed_over=[short_id(name) for name in trace.passed_over],
         candidates=[
             _candidate(decision, row, trace.rank if row == chosen else rank, chosen=row == chosen)
             for rank, row in enumerate(rows, 1)

@@ -20,8 +20,6 @@ from serve.router.subscriber import make_feeds
 
 logger = logging.getLogger(__name__)
 
-SINGLE_RANKS = 8  # replicas that are tried one by one, in the policy's order; the others count as equally good
-
 
 def router_config(deployment: str, model: str, routing: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `request_router_config` of a model's deployment.
@@ -78,28 +76,23 @@ class ReplicaRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         if not isinstance(request, GenerateRequest):
             return [candidate_replicas]
         with _guarded():
-            choice = self._board.choose(request, _refused_by(pending_request))
+            choice = self._board.choose(request, _refused_by(pending_request), self._has_room)
             if choice is not None:
                 pending_request.args[0] = choice.request
-                return self._ranks(choice.ranked)
+                return self._ranks(choice.best)
         return [candidate_replicas]
 
-    def _ranks(self, ranked: list[str]) -> list[list[RunningReplica]]:
-        """Return the best that have room as far as Serve knows, one in a rank, then all others.
-
-        A full one in a rank of its own would be asked how full it is, and the request would wait for the answer.
-        """
-        best: list[list[RunningReplica]] = []
+    def _ranks(self, best: list[str]) -> list[list[RunningReplica]]:
+        """Return the best, one in a rank, which is tried before the next; and then all others."""
         others = dict(self._by_name)
-        for name in ranked:
-            replica = others.get(name)
-            if replica is not None and self._has_room(replica):
-                best.append([others.pop(name)])
-                if len(best) == SINGLE_RANKS:
-                    break
-        return [*best, list(others.values())] if others else best
+        ranks = [[others.pop(name)] for name in best if name in others]
+        return [*ranks, list(others.values())] if others else ranks
 
-    def _has_room(self, replica: RunningReplica) -> bool:
+    def _has_room(self, name: str) -> bool:
+        """Whether a replica has room, as far as is known. Serve would ask a full one how full it is, and wait."""
+        replica = self._by_name.get(name)
+        if replica is None:
+            return False
         in_hand = self.replica_queue_len_cache.get(replica.replica_id)
         return in_hand is None or in_hand < replica.max_ongoing_requests
 

@@ -44,6 +44,8 @@ class RouteTrace:
         router: What decided; another one may have taken its place since.
         decision: The last one; None if Ray Serve's own router decides.
         num_candidates: How many it had.
+        asked_id: Who was to be asked; empty: nobody yet.
+        passed_over: Better ones that had no room, as far as Ray Serve knew.
         decided_s: When that was.
         attempts: Decisions so far.
         refused: Replicas that did not take it, in order, as far as there are `KEPT_REFUSALS`; one may occur twice.
@@ -67,6 +69,7 @@ class RouteTrace:
 
     __slots__ = (
         "announced_s",
+        "asked_id",
         "attempts",
         "avoided",
         "decided_s",
@@ -84,6 +87,7 @@ class RouteTrace:
         "num_candidates",
         "output",
         "output_tokens",
+        "passed_over",
         "predicted_ttft_s",
         "prefill",
         "prompt",
@@ -114,6 +118,8 @@ class RouteTrace:
         self.router: Router | None = None
         self.decision: Decision | None = None
         self.num_candidates = 0
+        self.asked_id = ""
+        self.passed_over: tuple[str, ...] = ()
         self.decided_s = 0.0
         self.attempts = 0
         self.refused: list[str] = []
@@ -138,12 +144,15 @@ class RouteTrace:
         if len(self.refused) < KEPT_REFUSALS:
             self.refused.append(replica_id)
 
-    def decided(self, router: Router, decision: Decision, now_s: float) -> None:
-        """Note a decision, whose first choice will be asked."""
+    def decided(
+        self, router: Router, decision: Decision, now_s: float, asked_id: str, passed_over: tuple[str, ...] = ()
+    ) -> None:
+        """Note a decision, and which of the candidates will be asked."""
         self.router, self.decision, self.decided_s = router, decision, now_s
+        self.asked_id, self.passed_over = asked_id, passed_over[:KEPT_CANDIDATES]
         self.num_candidates = len(decision.view)
         self.attempts += 1
-        self._expect(decision, int(decision.order[0]))
+        self._expect(decision, decision.view.replica_ids.index(asked_id))
 
     def accepted(self, replica_id: str, now_s: float) -> None:
         """Note who has it."""

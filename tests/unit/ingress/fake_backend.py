@@ -130,8 +130,8 @@ class FakeBackend:
         choice = board.choose(request) if board is not None else None
         if board is None or choice is None:
             return "only"
-        board.accepted(request.request_id, choice.ranked[0])
-        return choice.ranked[0]
+        board.accepted(request.request_id, choice.best[0])
+        return choice.best[0]
 
     async def _run(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         script = self.script.pop(0) if isinstance(self.script, list) else self.script

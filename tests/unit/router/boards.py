@@ -116,7 +116,7 @@ def first_choice(board: RoutingBoard, sequence: GenerateRequest, refused_by: str
     """Return where a sequence should go."""
     choice = board.choose(sequence, refused_by)
     assert choice is not None
-    return choice.ranked[0]
+    return choice.best[0]
 
 
 def heard(board: RoutingBoard) -> tuple[int, int]:

@@ -28,8 +28,8 @@ def test_a_prompt_goes_to_who_holds_it_and_the_replica_is_told() -> None:
     announce(board, sequence)
     choice = board.choose(sequence)
     assert choice is not None
-    assert choice.ranked[0] == "b"
-    assert set(choice.ranked) == {"a", "b", "c"}
+    assert choice.best[0] == "b"
+    assert set(choice.best) == {"a", "b", "c"}
     assert choice.request == msgspec.structs.replace(sequence, expected_cached_tokens=8 * SIZE)
 
 
@@ -69,6 +69,28 @@ def test_a_sequence_that_is_refused_for_ever_needs_no_more_memory() -> None:
         refused_by = first_choice(board, sequence, refused_by)
     assert len(trace.refused) == KEPT_REFUSALS
     assert trace.attempts == 500
+
+
+def test_who_is_full_is_passed_over_and_the_next_is_told_of_its_own_cache() -> None:
+    board, _, _ = make_board("a", "b", "c")
+    holds(board, "a", prompt(1))
+    holds(board, "b", prompt(1)[: 4 * SIZE])
+    sequence = request("one", prompt(1))
+    trace = announce(board, sequence)
+    choice = board.choose(sequence, has_room=lambda name: name != "a")
+    assert choice is not None
+    assert choice.best == ["b", "c"]
+    assert choice.request.expected_cached_tokens == 4 * SIZE
+    record = make_record(trace)
+    assert record.decision is not None
+    assert (record.replica, record.decision.passed_over) == ("b", ["a"])
+    assert [(one.replica, one.rank, one.chosen) for one in record.decision.candidates][:2] == [
+        ("a", 1, False),
+        ("b", 2, True),
+    ]
+    nobody = board.choose(sequence, has_room=lambda name: False)
+    assert nobody is not None
+    assert nobody.best == []
 
 
 def test_a_sequence_that_waits_counts_once_however_often_it_is_ranked() -> None:
@@ -139,7 +161,7 @@ def test_a_dead_replica_stays_dead_though_the_controller_still_lists_it() -> Non
     board.roster.update({"a": metadata(), "b": metadata()})
     choice = board.choose(request("one", prompt(1)))
     assert choice is not None
-    assert choice.ranked == ["b"]
+    assert choice.best == ["b"]
     assert list(feeds.heard) == ["b"]
     board.roster.update({"b": metadata()})
     board.roster.update({"a": metadata(), "b": metadata()})  # another one of this name

@@ -12,8 +12,8 @@ from ray.serve.request_router import PendingRequest
 
 from serve.core.request import GenerateRequest
 from serve.router import registry
-from serve.router.board import RoutingBoard
-from serve.router.replica_router import SINGLE_RANKS, ReplicaRouter, router_config
+from serve.router.board import MAX_BEST, RoutingBoard
+from serve.router.replica_router import ReplicaRouter, router_config
 from tests.unit.router.boards import SIZE, heard, holds, make_board, metadata, prompt, request
 
 APP, DEPLOYMENT = "app", "model-m"
@@ -90,7 +90,7 @@ async def test_it_finds_the_board_of_its_process_though_it_was_pickled(board: Ro
 async def test_the_best_are_tried_one_by_one_and_the_others_are_equal(board: RoutingBoard) -> None:
     router = make_router(12)
     ranks = names(await router.choose_replicas(router._replicas_list, pending(request("one", prompt(1)))))
-    assert [len(rank) for rank in ranks] == [1] * SINGLE_RANKS + [4]
+    assert [len(rank) for rank in ranks] == [1] * MAX_BEST + [4]
     assert len({name for rank in ranks for name in rank}) == 12
 
 

@@ -86,10 +86,10 @@ async def run_through_desk(path: Path, tokens: list[int], output: list[int], **s
     trace = desk.begin(sequence, hints)
     choice = board.choose(sequence)
     assert choice is not None
-    board.accepted(sequence.request_id, choice.ranked[0])
+    board.accepted(sequence.request_id, choice.best[0])
     first = TokenDelta(tuple(output[:1]), prefill=PrefillInfo(cached_tokens=SIZE))
     for delta in (first, TokenDelta(tuple(output[1:])), TokenDelta((), FinishReason.STOP)):
-        desk.note(trace, delta, choice.ranked[0])
+        desk.note(trace, delta, choice.best[0])
     desk.end(trace, sequence, FinishReason.STOP)
     await desk.close()
     return (path.parent / "log.gw1.jsonl").read_bytes()
