@@ -44,8 +44,9 @@ class SimGateway:
         """Let the gateway see a request's first token at `at_s`."""
         heappush(self._first_tokens, (at_s, route_id))
 
-    def see_first_tokens(self, now_s: float) -> None:
-        """Settle the requests whose first token has come."""
+    def catch_up(self, now_s: float) -> None:
+        """Settle the requests whose first token has come; and take it that every replica has sent its heartbeat."""
+        self.router.fleet.all_alive(now_s)
         first_tokens = self._first_tokens
         while first_tokens and first_tokens[0][0] <= now_s:
             self.router.settle(heappop(first_tokens)[1])

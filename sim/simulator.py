@@ -144,7 +144,7 @@ class Simulation:
 
     def _hear(self, gateway: SimGateway, now_s: float) -> None:
         self.news.deliver(now_s)
-        gateway.see_first_tokens(now_s)
+        gateway.catch_up(now_s)
 
     def _route(self, number: int, now_s: float, retried: frozenset[str]) -> None:
         request, gateway = self._requests[number], self._gateway_of[number]

@@ -55,6 +55,13 @@ def test_a_gateway_knows_of_a_cached_block_when_the_network_has_brought_the_news
     assert outcome.replica.tolist() == [0, chosen]
 
 
+def test_a_replica_that_is_idle_for_long_is_not_doubted() -> None:
+    workload = [request(0.0, 200, 1), request(0.5, 200, 1, text=1), request(60.0, 200, 1)]
+    outcome = simulate(workload, [engine(), engine()], policy("predictive"), QUICK)
+    assert outcome.replica[2] == outcome.replica[0]
+    assert outcome.cached_tokens[2] == 190
+
+
 def test_another_gateway_hears_of_load_from_the_replica_only() -> None:
     # Twenty requests at once: a gateway counts its own at once, so each of four has its own idea of what is idle.
     workload = [request(0.0, 100, 1, text=number) for number in range(20)]
@@ -153,7 +160,7 @@ def test_every_request_ends_or_is_refused_and_gateways_learn_the_truth(
 
     simulation.news.deliver(math.inf)
     for gateway in simulation.gateways:
-        gateway.see_first_tokens(math.inf)
+        gateway.catch_up(math.inf)
         view = gateway.router.fleet.view(outcome.end_of_all_s + 100.0)
         for column in (view.running, view.waiting, view.queued_prefill_tokens, view.committed_blocks):
             assert column.tolist() == [0.0] * replicas
