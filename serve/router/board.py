@@ -5,14 +5,14 @@ gateway tells it of sequences (`serve.ingress.routing_desk`).
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
 
 from serve.core.request import GenerateRequest
-from serve.core.routing.decision import FleetView
+from serve.core.routing.decision import Decision, FleetView
 from serve.core.routing.request import RouteRequest
 from serve.core.routing.router import Router
 from serve.core.routing.settings import RoutingSettings
@@ -97,7 +97,7 @@ class RoutingBoard:
         decision = router.route(route, now_s)
         if decision is None:
             return None
-        best, passed_over = _with_room(decision.ranked, has_room)
+        best, passed_over = _with_room(decision, has_room)
         asked = best[0] if best else decision.replica_id
         router.commit(route, decision, now_s, asked)
         trace.decided(router, decision, now_s, asked, passed_over)
@@ -217,11 +217,12 @@ class RoutingBoard:
         return int(decision.match.hit_blocks.max()) * router.tokens_per_block if decision is not None else 0
 
 
-def _with_room(ranked: Sequence[str], has_room: Callable[[str], bool]) -> tuple[list[str], tuple[str, ...]]:
+def _with_room(decision: Decision, has_room: Callable[[str], bool]) -> tuple[list[str], tuple[str, ...]]:
     """Return the best that have room, and those that are better than the first of them."""
     best: list[str] = []
     passed_over: list[str] = []
-    for replica_id in ranked:
+    for row in decision.order.tolist():
+        replica_id = decision.view.replica_ids[row]
         if has_room(replica_id):
             best.append(replica_id)
             if len(best) == MAX_BEST:

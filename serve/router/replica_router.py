@@ -83,10 +83,9 @@ class ReplicaRouter(RequestRouter):  # type: ignore[misc]  # Ray has no types
         return [candidate_replicas]
 
     def _ranks(self, best: list[str]) -> list[list[RunningReplica]]:
-        """Return the best, one in a rank, which is tried before the next; and then all others."""
-        others = dict(self._by_name)
-        ranks = [[others.pop(name)] for name in best if name in others]
-        return [*ranks, list(others.values())] if others else ranks
+        """Return the best, one in a rank, which is tried before the next; and then all, if they are not all."""
+        ranks = [[self._by_name[name]] for name in best]
+        return ranks if len(best) == len(self._by_name) else [*ranks, list(self._by_name.values())]
 
     def _has_room(self, name: str) -> bool:
         """Whether a replica has room, as far as is known. Serve would ask a full one how full it is, and wait."""

@@ -90,8 +90,9 @@ async def test_it_finds_the_board_of_its_process_though_it_was_pickled(board: Ro
 async def test_the_best_are_tried_one_by_one_and_the_others_are_equal(board: RoutingBoard) -> None:
     router = make_router(12)
     ranks = names(await router.choose_replicas(router._replicas_list, pending(request("one", prompt(1)))))
-    assert [len(rank) for rank in ranks] == [1] * MAX_BEST + [4]
-    assert len({name for rank in ranks for name in rank}) == 12
+    assert [len(rank) for rank in ranks] == [1] * MAX_BEST + [12]
+    assert len({name for rank in ranks[:-1] for name in rank}) == MAX_BEST
+    assert len(set(ranks[-1])) == 12
 
 
 async def test_a_replica_that_serve_knows_to_be_full_is_not_tried_first(board: RoutingBoard) -> None:
@@ -99,8 +100,8 @@ async def test_a_replica_that_serve_knows_to_be_full_is_not_tried_first(board: R
     holds(board, full_id("r1"), prompt(1))
     router.on_new_queue_len_info(replica("r1").replica_id, 4)
     ranks = names(await router.choose_replicas(router._replicas_list, pending(request("one", prompt(1)))))
-    assert [len(rank) for rank in ranks] == [1, 1, 1]
-    assert ranks[-1] == ["r1"]
+    assert [len(rank) for rank in ranks] == [1, 1, 3]
+    assert ["r1"] not in ranks
 
 
 async def test_who_did_not_take_it_is_not_asked_next(board: RoutingBoard) -> None:
