@@ -84,6 +84,11 @@ class LoadReporter:
         self._committed_blocks -= sequence.blocks
         self._released_blocks += sequence.blocks
 
+    def forget_totals(self) -> None:
+        """Let all totals of the engine's work begin at 0 again: it may have been started anew."""
+        self._told_tokens = self._prefilled_tokens = self._generated_tokens = self._steps = 0
+        self._told_pairs = self._prefilled_pairs = self._busy_s = 0.0
+
     def report(self, stats: EngineStats) -> LoadReport:
         """Return the load. The next report's `accepted` begins after this one.
 

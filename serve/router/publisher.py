@@ -36,7 +36,7 @@ HEARTBEAT_S = 0.5
 MAX_MESSAGE_BLOCKS = 2048  # one batch may have more
 MAX_BATCH_BLOCKS = 16_384  # a batch with more is not published: whoever needs it asks for a snapshot
 _MAX_QUEUED = 256  # messages for one gateway: two seconds of a busy replica
-_RETRY_S = 1.0
+_RETRY_S = 0.5
 _FIRST_BATCH_S = 10.0  # an engine says what it holds at once; one that does not must not keep its replica from starting
 
 
@@ -215,15 +215,12 @@ class EventPublisher:
             await asyncio.sleep(_RETRY_S)
 
     async def _read(self) -> None:
-        is_first = True
+        if self._has_read.is_set():
+            self._enter_epoch()  # whether the engine is the same as before, nobody says
         async with aclosing(self._engine.kv_events()) as batches:
             async for batch in batches:
-                begins_anew = isinstance(batch.events[0], KvSnapshot)
-                if is_first and batch.sequence < self._read_sequence:
-                    self._enter_epoch()
-                elif not begins_anew and batch.sequence != self._read_sequence + 1:
+                if not isinstance(batch.events[0], KvSnapshot) and batch.sequence != self._read_sequence + 1:
                     raise RuntimeError(f"KV event batch {batch.sequence} came after {self._read_sequence}")
-                is_first = False
                 self._take(batch)
 
     def _take(self, batch: KvEventBatch) -> None:
@@ -239,10 +236,12 @@ class EventPublisher:
             self._kv_timer = self._loop.call_later(delay_s, flush) if delay_s > 0 else self._loop.call_soon(flush)
 
     def _enter_epoch(self) -> None:
-        """The engine was started anew: its numbers begin again."""
+        """Begin to count anew, from an empty cache."""
         self._flush()
         self._epoch = secrets.randbits(63) | 1
-        self._number = self._sequence = 0
+        self._number = self._sequence = self._read_sequence = 0
+        self._content = KvContent()
+        self._reporter.forget_totals()
         self._last_load = None
 
     def _flush(self) -> None:

@@ -159,6 +159,18 @@ def test_totals_never_fall() -> None:
     assert (after.prefilled_tokens, after.prefilled_pairs) == (before.prefilled_tokens, before.prefilled_pairs)
 
 
+def test_the_totals_of_a_new_engine_begin_at_zero() -> None:
+    reporter, request = LoadReporter(SIZE), request_of("a", 8)
+    reporter.accepted(request)
+    reporter.delta(request, TokenDelta((1,), prefill=PrefillInfo()))
+    reporter.report(EngineStats(generated_tokens=5, steps=5, busy_s=5.0))
+    reporter.forget_totals()
+    report = reporter.report(EngineStats(generated_tokens=1, steps=1, busy_s=1.0))
+    assert (report.generated_tokens, report.steps, report.busy_s) == (1, 1, 1.0)
+    assert (report.prefilled_tokens, report.prefilled_pairs) == (0, 0.0)
+    assert report.context_tokens == 9
+
+
 def test_a_refused_twin_does_not_end_the_first() -> None:
     reporter, first, twin = LoadReporter(SIZE), request_of("a", 8), request_of("a", 8)
     reporter.accepted(first)
