@@ -1,6 +1,6 @@
 """BlockTable: hashes of KV blocks -> slots, small numbers that index columns of what is known of each block.
 
-A hash table of arrays instead of objects: 16 to 80 bytes a block instead of more than 100, looked up by the thousand at
+A hash table of arrays instead of objects: about 50 bytes a block instead of more than 100, looked up by the thousand at
 once without a cache miss for each object, and without the pause of half a second in which a `dict` of some millions of
 entries moves to a larger place. Few blocks are handled one at a time, because a numpy call costs as much as two of
 them.
@@ -17,11 +17,9 @@ Slots = npt.NDArray[np.intp]
 
 FEW = 96  # blocks up to which one at a time is faster
 _FEW_WRONG = 48  # the same, of those that are not first in their bucket
-# Buckets of the table: at first, and from some number of blocks on. Moving to a larger table is one pass over the
-# blocks, so the last one, for which that would take too long, is made for as many as there may ever be.
-_FIRST_BUCKETS = 1 << 17
-_MIDDLE_BUCKETS = 1 << 21
-_BUCKETS_PER_BLOCK = 4
+_FIRST_BUCKETS = 1 << 15
+_BUCKETS_PER_BLOCK = 4  # at least; then fewer than one block in eight is not the first of its bucket
+_LEAST_SPLIT = 1024
 _NO_HASH = 0x9E3779B97F4A7C15  # in slot 0; a block that had it would be found there, where nobody holds anything
 
 
@@ -39,15 +37,21 @@ class BlockTable:
     def __init__(self, capacity: int) -> None:
         self.count = 0
         self.top = 0
-        self._capacity = capacity
-        self._last_buckets = _power_of_two(_BUCKETS_PER_BLOCK * capacity)
+        self._last_mask = (1 << (_BUCKETS_PER_BLOCK * capacity - 1).bit_length()) - 1
+        # The low bits of a hash are its bucket: those of `_mask`, or of `_wider` if the bucket by `_mask` is one of the
+        # first `_split`. Growing splits one bucket after the other, and then `_mask` is `_wider`.
+        #
+        # Source: W. Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980.
+        self._mask = self._wider = min(_FIRST_BUCKETS - 1, self._last_mask)
+        self._split = 0
+        self._choose_limit()
         # Each bucket is a list: `_heads` has its first slot, `_next` the one after each slot, 0 ends it.
+        self._heads, self._head_at = make_int32(self._last_mask + 1)
         self._hashes, self._hash_at = make_uint64(capacity + 1)
         self._hash_at[0] = _NO_HASH
         self._next, self._next_at = make_int32(capacity + 1)
         self._free, self._free_at = make_int32(capacity + 1)
         self._num_free = 0
-        self._make_buckets(min(_FIRST_BUCKETS, self._last_buckets))
 
     def find(self, hashes: Hashes) -> Slots:
         """Return the slot of each; 0 for those that are not there."""
@@ -80,15 +84,19 @@ class BlockTable:
 
     def find_one(self, block_hash: int) -> int:
         """Return the slot of a hash; 0 if it is not there."""
-        hashes, slot = self._hash_at, self._head_at[block_hash & self._mask]
+        hashes, bucket = self._hash_at, block_hash & self._mask
+        slot = self._head_at[bucket if bucket >= self._split else block_hash & self._wider]
         while slot and hashes[slot] != block_hash:
             slot = self._next_at[slot]
         return slot
 
     def enter_one(self, block_hash: int) -> int:
         """Return the slot of a hash, after it was entered if it is not there; there must be room."""
-        self._provide(1)
+        if self.count >= self._limit:
+            self._grow(1)
         hashes, bucket = self._hash_at, block_hash & self._mask
+        if bucket < self._split:
+            bucket = block_hash & self._wider
         slot = first = self._head_at[bucket]
         while slot and hashes[slot] != block_hash:
             slot = self._next_at[slot]
@@ -107,12 +115,16 @@ class BlockTable:
 
     def enter_few(self, hashes: Sequence[int]) -> list[int]:
         """Return the slot of each, after those that are not there were entered; there must be room for all."""
-        self._provide(len(hashes))
-        heads, following, known, free, mask = self._head_at, self._next_at, self._hash_at, self._free_at, self._mask
+        if self.count + len(hashes) > self._limit:
+            self._grow(len(hashes))
+        heads, following, known, free = self._head_at, self._next_at, self._hash_at, self._free_at
+        mask, wider, split = self._mask, self._wider, self._split
         num_free, top, before = self._num_free, self.top, self._num_free - self.top
         slots = []
         for block_hash in hashes:
             bucket = block_hash & mask
+            if bucket < split:
+                bucket = block_hash & wider
             slot = first = heads[bucket]
             while slot and known[slot] != block_hash:
                 slot = following[slot]
@@ -134,7 +146,8 @@ class BlockTable:
 
     def enter(self, hashes: Hashes) -> Slots:
         """Return the slot of each, after those that are not there were entered; there must be room. No hash twice."""
-        self._provide(len(hashes))
+        if self.count + len(hashes) > self._limit:
+            self._grow(len(hashes))
         slots = self.find(hashes)
         missing = (slots == 0).nonzero()[0]
         if len(missing) == len(slots):
@@ -149,7 +162,7 @@ class BlockTable:
 
     def discard(self, slot: int) -> None:
         """Forget a block; its slot will be another one's."""
-        bucket = self._hash_at[slot] & self._mask
+        bucket = self._bucket(self._hash_at[slot])
         other = self._head_at[bucket]
         if other == slot:
             self._head_at[bucket] = self._next_at[slot]
@@ -183,22 +196,38 @@ class BlockTable:
             slots, buckets = slots[lost], buckets[lost]
 
     def _buckets(self, hashes: Hashes) -> npt.NDArray[np.int64]:
-        return (hashes & self._mask_array).view(np.int64)
+        buckets = (hashes & self._mask_array).view(np.int64)
+        if self._split:
+            wider = (hashes & self._wider_array).view(np.int64)
+            buckets = np.where(buckets < self._split, wider, buckets)
+        return buckets
 
-    def _provide(self, more: int) -> None:
-        """Move to a larger table if the present one is too small for some more blocks."""
-        if self.count + more <= self._enough:
-            return
-        buckets = self._mask + 1
-        while buckets < self._last_buckets and buckets < _BUCKETS_PER_BLOCK * (self.count + more):
-            buckets = self._last_buckets if buckets >= _MIDDLE_BUCKETS else min(_MIDDLE_BUCKETS, self._last_buckets)
-        old = self._heads
-        self._make_buckets(buckets)
-        slots = self._chained(old)
+    def _bucket(self, block_hash: int) -> int:
+        bucket = block_hash & self._mask
+        return bucket if bucket >= self._split else block_hash & self._wider
+
+    def _grow(self, blocks: int) -> None:
+        """Split the next buckets: more than some new blocks need."""
+        if self._mask == self._wider:
+            self._wider = 2 * self._mask + 1
+            self._wider_array = np.array(self._wider, dtype=np.uint64)
+        end = self._split + max(_LEAST_SPLIT, 2 * _BUCKETS_PER_BLOCK * blocks)
+        part = self._heads[self._split : min(end, self._mask + 1)]
+        slots = self._listed(part)
+        part[:] = 0
+        self._split += len(part)
         self._link(slots, self._buckets(self._hashes[slots]))
+        if self._split > self._mask:
+            self._mask, self._split = self._wider, 0
+            self._choose_limit()
 
-    def _chained(self, heads: npt.NDArray[np.int32]) -> Slots:
-        """Return every slot that is in use."""
+    def _choose_limit(self) -> None:
+        """Note up to how many blocks the buckets are enough."""
+        self._limit = self._last_mask if self._mask == self._last_mask else (self._mask + 1) // _BUCKETS_PER_BLOCK
+        self._mask_array = np.array(self._mask, dtype=np.uint64)
+
+    def _listed(self, heads: npt.NDArray[np.int32]) -> Slots:
+        """Return all slots of some buckets."""
         found = []
         slots = heads[heads != 0]
         while len(slots):
@@ -206,12 +235,6 @@ class BlockTable:
             slots = self._next[slots]
             slots = slots[slots != 0]
         return np.concatenate(found).astype(np.intp) if found else np.empty(0, dtype=np.intp)
-
-    def _make_buckets(self, count: int) -> None:
-        self._heads, self._head_at = make_int32(count)
-        self._mask = count - 1
-        self._enough = self._capacity if count == self._last_buckets else count // _BUCKETS_PER_BLOCK
-        self._mask_array = np.array(self._mask, dtype=np.uint64)
 
 
 # A column, and the same memory as a ctypes array: reading one element of that takes a third of what numpy needs. It is
@@ -234,7 +257,3 @@ def make_uint64(length: int) -> tuple[npt.NDArray[np.uint64], "ctypes.Array[ctyp
     """Make a column of unsigned 64-bit integers."""
     column = np.zeros(length, dtype=np.uint64)
     return column, (ctypes.c_uint64 * length).from_buffer(column.data)
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
