@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     slo = _slo(arguments)
     workload, deployment = _workload_and_deployment(arguments)
     configured = None if deployment.routing is None else configured_candidate(deployment.routing)
-    candidates = _candidates(arguments, configured)
+    candidates = _candidates(arguments, configured, workload)
     counts = positive_counts("--replicas", arguments.replicas) if arguments.replicas else [deployment.replicas or 1]
     for note in deployment.notes:
         print(f"raytrt simulate: note: {note}", file=sys.stderr)
@@ -86,7 +86,7 @@ def _deployment(arguments: argparse.Namespace, tokens_per_block: int | None) -> 
     return read_deployment(arguments.config, arguments.config_model, changes)
 
 
-def _candidates(arguments: argparse.Namespace, configured: Candidate | None) -> list[Candidate]:
+def _candidates(arguments: argparse.Namespace, configured: Candidate | None, workload: Workload) -> list[Candidate]:
     """Return the policies to simulate, the configured one first."""
     first = [] if configured is None else [configured]
     if arguments.policy is not None:
@@ -94,6 +94,9 @@ def _candidates(arguments: argparse.Namespace, configured: Candidate | None) -> 
         first = first if arguments.recommend else []
     elif arguments.recommend:
         others = [*parse_candidates("all"), *predictive_grid(parse_candidate("predictive"))]
+        useless = set() if any(request.session for request in workload.requests) else {"session_affinity"}
+        useless |= set() if any(request.lora for request in workload.requests) else {"lora_affinity"}
+        others = [candidate for candidate in others if candidate.label not in useless]
     else:
         others = parse_candidates("predictive,round_robin")
     if configured is not None:

@@ -11,12 +11,19 @@ from sim.metrics import Summary
 from sim.outcome import Column, Outcome
 from sim.study import Result
 
-_MAX_LOADS = 6  # policies whose replicas' load is drawn
+_MAX_SHOWN = 10  # results that are drawn, the best ones; more cannot be told apart
+_MAX_LOADS = 6  # of them, those whose replicas' load is drawn
 _SPANS = 240
 
 
 def write_plot(path: Path, results: Sequence[Result], summaries: Sequence[Summary], title: str) -> None:
-    """Draw the results, row by row as the summaries.
+    """Draw the results, or the best of them.
+
+    Args:
+        path: Of the picture; its suffix says of which kind.
+        results: At least one.
+        summaries: Of the results, in the same order.
+        title: Above it all.
 
     Raises:
         ConfigError: matplotlib is not installed, or the file cannot be written.
@@ -28,9 +35,12 @@ def write_plot(path: Path, results: Sequence[Result], summaries: Sequence[Summar
         raise ConfigError(
             "--plot needs matplotlib: pip install matplotlib, or use --json and draw it yourself"
         ) from None
+    by_rank = sorted(range(len(results)), key=lambda i: (-summaries[i].goodput_per_s, summaries[i].ttft_s.p90))
+    drawn = sorted(by_rank[:_MAX_SHOWN])
+    results, summaries = [results[i] for i in drawn], [summaries[i] for i in drawn]
     shown = results[:_MAX_LOADS]
     figure = Figure(figsize=(13.0, 4.2 + 1.5 * len(shown)), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title if len(drawn) == len(by_rank) else f"{title}; the best {len(drawn)} of {len(by_rank)}")
     grid = figure.add_gridspec(1 + len(shown), 2, height_ratios=[3.0, *[1.1] * len(shown)])
     _draw_ttft(figure.add_subplot(grid[0, 0]), results)
     _draw_hits(figure.add_subplot(grid[0, 1]), results, summaries)

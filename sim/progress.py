@@ -34,9 +34,9 @@ class Progress:
                 f"{now_s - self._began_s:.0f} s"
             )
 
-    def finished(self, label: str, done: int, count: int) -> None:
-        """One of several simulations has ended."""
-        self._write(f"{done}/{count} simulations, the last one {label}")
+    def finished(self, done: int, count: int, label: str = "") -> None:
+        """So many of several simulations have ended, the last one with this label."""
+        self._write(f"{done}/{count} simulations{label and f', the last one {label}'}")
 
     def close(self) -> None:
         """Clear the line."""

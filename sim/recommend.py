@@ -23,6 +23,7 @@ from sim.study import Result
 
 _CONFIDENCE = 0.95
 _TTFT_SHARE = 0.9
+_OF_TIERS = frozenset({"host_cost", "disk_cost"})
 _NEGLIGIBLE = 0.01  # of the better one's figure
 
 
@@ -74,6 +75,10 @@ class _Entrant:
     p90s: Column
 
     @property
+    def policy(self) -> str:
+        return self.candidate.label.partition(":")[0]
+
+    @property
     def parameters(self) -> int:
         return len(self.candidate.settings.model_fields_set - {"policy", *RoutingSettings.model_fields})
 
@@ -98,6 +103,8 @@ def recommend(results: Sequence[Result], slo: Slo, configured: str | None, seed:
     others = [e for e in entrants if e is not chosen]
     shown = [e for e in others if e.candidate.label == configured]
     rest = [e for e in others if e.candidate.label != configured]
+    # How another policy does says more than how the same one does with other parameters.
+    rest = [e for e in rest if e.policy != chosen.policy] or rest
     if rest:
         shown.append(min(rest, key=lambda e: (e not in leaders, e.p90 if e in leaders else -e.goodput)))
     return Recommendation(
@@ -119,10 +126,18 @@ def config_line(settings: RoutingSettings) -> str:
 
 
 def predictive_grid(default: Candidate) -> list[Candidate]:
-    """Return variants of a candidate with default parameters: each positive real parameter halved, and doubled."""
+    """Return variants of a candidate with default parameters: each positive real parameter halved, and doubled.
+
+    Those of slower tiers of the cache are left out: simulated caches have none.
+    """
     variants = []
     for name, field in type(default.settings).model_fields.items():
-        if name in RoutingSettings.model_fields or not isinstance(field.default, float) or field.default <= 0.0:
+        if (
+            name in RoutingSettings.model_fields
+            or name in _OF_TIERS
+            or not isinstance(field.default, float)
+            or field.default <= 0.0
+        ):
             continue
         for factor in (0.5, 2.0):
             value = field.default * factor

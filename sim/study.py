@@ -65,9 +65,10 @@ def run_study(
         return [_run_one(requests, engine, case, options, progress) for case in cases]
     shared = (requests, engine, options)
     with ProcessPoolExecutor(min(jobs, len(cases)), get_context("spawn"), _set_shared, shared) as processes:
+        progress.finished(0, len(cases))
         futures = [processes.submit(_run_shared, case) for case in cases]
         for done, future in enumerate(as_completed(futures), 1):
-            progress.finished(future.result().case.label, done, len(cases))
+            progress.finished(done, len(cases), future.result().case.label)
         return [future.result() for future in futures]
 
 

@@ -100,6 +100,23 @@ def test_a_picture_is_drawn(chats: str, tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_many_results_the_best_are_drawn(chats: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.svg"
+    options = ["--trace", chats, "--policy", "all", "--limit", "40", "--plot", str(path)]
+    assert main([*options, *QUICK]) == 0
+    assert "the best 10 of " in path.read_text()
+
+
+def test_without_names_all_policies_are_candidates_but_those_that_the_workload_gives_nothing_to_do(
+    chats: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--trace", chats, "--recommend", "--limit", "20", "--json", *QUICK]) == 0
+    names = [result["policy"] for result in json.loads(capsys.readouterr().out)["results"]]
+    assert {"predictive", "round_robin", "session_affinity"} <= set(names)
+    assert "lora_affinity" not in names
+    assert any(name.startswith("predictive:") for name in names)
+
+
 def test_a_picture_needs_matplotlib(
     chats: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,8 +182,9 @@ def test_progress_is_for_terminals_only(stream: Any, tells: bool) -> None:
     progress = Progress(stream)
     progress.started("dynamo x4", 1000)
     progress.advanced(256, 30.0)
-    progress.finished("dynamo x4", 1, 2)
+    progress.finished(1, 2, "dynamo x4")
     progress.close()
     told = stream.getvalue()
     assert bool(told) == tells
+    assert ("1/2 simulations, the last one dynamo x4" in told) == tells
     assert ("dynamo x4: 256/1000 requests, 30 s of traffic" in told) == tells

@@ -84,6 +84,13 @@ def test_default_parameters_are_preferred_to_tuned_ones_that_are_no_better() -> 
     assert recommend(results, Slo(ttft_ms=9000), None).candidate.label == "dynamo"
 
 
+def test_the_runner_up_is_another_policy_if_there_is_one() -> None:
+    results = [result(label, noise(1) * factor) for label, factor in (("dynamo", 1), ("random", 3))]
+    results.append(result("dynamo:prefill_load_scale=2", noise(1) * 1.5))
+    advice = recommend(results, Slo(ttft_ms=9000), None)
+    assert [comparison.against for comparison in advice.comparisons] == ["random"]
+
+
 def test_refusing_requests_does_not_pay() -> None:
     slow = np.arange(COUNT) % 8 == 0
     ttft_s = np.where(slow, 3.0, noise(1))
