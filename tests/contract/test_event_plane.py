@@ -258,10 +258,30 @@ async def test_a_gateway_that_reads_nothing_slows_nobody_and_costs_little(open_s
         assert psutil.Process().memory_info().rss - before < 12 << 20
 
 
-def asker(open_socket: OpenSocket, address: PlaneAddress) -> "zmq.Socket[bytes]":
+async def test_a_gateway_that_takes_its_snapshot_late_gets_all_of_it_and_delays_nobody(open_socket: OpenSocket) -> None:
+    blocks = 300_000
+    engine = ScriptedEngine(*(chain(first, 1000) for first in range(1, blocks, 1000)))
+    async with publishing(engine) as (_, address):
+        late, gone = asker(open_socket, address), asker(open_socket, address, b"who leaves")
+        for socket in (late, gone):
+            socket.send(encode(SnapshotRequest(address.secret, 1)))
+        assert isinstance(decode_answer(await receive(gone)), Hello)
+        gone.close(linger=0)
+        async with gateway(("r", address)) as (sink, _):
+            await sink.until(lambda: len(sink.content.get("r", {})) == blocks)
+        parts: list[SnapshotPart] = []
+        while not parts or len(parts) < parts[0].parts:
+            answer = decode_answer(await receive(late))
+            if isinstance(answer, SnapshotPart):
+                parts.append(answer)
+        assert [part.part for part in parts] == list(range(parts[0].parts))
+        assert sum(len(part.hashes) for part in parts) == 8 * blocks
+
+
+def asker(open_socket: OpenSocket, address: PlaneAddress, name: bytes = b"somebody") -> "zmq.Socket[bytes]":
     """Return a socket that asks a replica, of a gateway that the test plays itself."""
     socket = open_socket(zmq.DEALER)
-    socket.setsockopt(zmq.ROUTING_ID, b"somebody")
+    socket.setsockopt(zmq.ROUTING_ID, name)
     socket.setsockopt(zmq.RCVHWM, 1)
     socket.connect(address.snapshots)
     return socket
