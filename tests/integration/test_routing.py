@@ -185,7 +185,7 @@ async def test_a_full_replica_refuses_and_the_next_one_takes_it(http: httpx.Asyn
     refused: set[str] = set()
     async with asyncio.timeout(60):
         while not refused:  # a gateway that has given the holder its one request does not even ask it
-            body = {"model": "narrow", "prompt": held, "max_tokens": 20, "stream": True}
+            body = {"model": "narrow", "prompt": held, "max_tokens": 1000, "stream": True}
             async with http.stream("POST", "/v1/completions", json=body, headers=EXPLAIN) as response:
                 await anext(response.aiter_lines())
                 if response.headers["x-raytrt-replica"] == holder:
