@@ -72,7 +72,7 @@ def time_decisions(policy: Policy, replicas: int, prompt_tokens: int, rounds: in
     for number in range(rounds):
         prompt, now_s = prompts[number % len(prompts)], number * 1e-3
         began = time.perf_counter()
-        hashes = block_hashes(prompt, TOKENS_PER_BLOCK).tolist()
+        hashes = block_hashes(prompt, TOKENS_PER_BLOCK)
         hashed = time.perf_counter()
         request = RouteRequest(number, hashes, len(prompt), 256)
         decision = router.route(request, now_s)

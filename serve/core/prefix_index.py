@@ -29,11 +29,13 @@ class IndexMatch:
 
     Attributes:
         hit, host, disk: (num_rows,) blocks held at all; and those of them on a slower tier. Nobody writes to them.
+        any_slow: Whether `host` or `disk` has any.
     """
 
     hit: Counts
     host: Counts
     disk: Counts
+    any_slow: bool = False
 
 
 class PrefixIndex:
@@ -262,7 +264,7 @@ class PrefixIndex:
                 lanes, none = self._lane_of_row, self._nothing
                 host = none if found.host is None else found.host.take(lanes)
                 disk = none if found.disk is None else found.disk.take(lanes)
-                return IndexMatch(found.hit.take(lanes), host, disk)
+                return IndexMatch(found.hit.take(lanes), host, disk, host is not none or disk is not none)
         return IndexMatch(self._nothing, self._nothing, self._nothing)
 
     def _find_leading(self, hashes: Hashes) -> Slots:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from serve.core.blocks import Hashes
+
 VERSION = 1
 
 
@@ -97,7 +99,7 @@ class RequestLogFormat:
         return request
 
 
-def pack_hashes(hashes: Sequence[int]) -> bytes:
+def pack_hashes(hashes: Sequence[int] | Hashes) -> bytes:
     """Pack block hashes as little-endian unsigned 64-bit integers."""
     return np.asarray(hashes, dtype="<u8").tobytes()
 

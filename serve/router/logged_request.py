@@ -46,6 +46,6 @@ def _output_hashes(request: GenerateRequest, prompt: HashedPrompt, output: Seque
     """Return the hashes of the blocks that the output completed. The last token's keys and values are never made."""
     size = prompt.tokens_per_block
     rest = request.prompt_array()[len(prompt.hashes) * size :].tolist()
-    parent = prompt.hashes[-1] if prompt.hashes else prompt.seed
+    parent = int(prompt.hashes[-1]) if len(prompt.hashes) else prompt.seed
     hashes: Sequence[int] = block_hashes([*rest, *output[:-1]], size, parent).tolist()
     return hashes

@@ -1,11 +1,14 @@
 """PromptHasher: prompts -> hashes of their KV blocks, each prompt once."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from serve.core.blocks import ROOT, block_hashes, chain_seed
+import numpy as np
+
+from serve.core.blocks import ROOT, Hashes, block_hashes, chain_seed
 from serve.core.request import GenerateRequest
 from serve.core.routing.miss_reasons import PromptBlocks
+
+_NONE: Hashes = np.empty(0, dtype=np.uint64)
 
 
 class HashedPrompt(NamedTuple):
@@ -21,8 +24,8 @@ class HashedPrompt(NamedTuple):
 
     tokens: int
     tokens_per_block: int
-    hashes: Sequence[int]
-    content: Sequence[int]
+    hashes: Hashes
+    content: Hashes
     cache_salt: str
     lora: str
 
@@ -56,12 +59,8 @@ class PromptHasher:
             if last is prompt and (hashed.cache_salt, hashed.lora) == (salt, lora):
                 return hashed
         tokens = request.prompt_array()
-        content: Sequence[int] = ()
-        if salt or lora:
-            hashes = block_hashes(tokens, self._size, chain_seed(salt, lora)).tolist()
-            content = block_hashes(tokens, self._size).tolist()
-        else:
-            hashes = block_hashes(tokens, self._size, ROOT).tolist()
+        hashes = block_hashes(tokens, self._size, chain_seed(salt, lora) if salt or lora else ROOT)
+        content = block_hashes(tokens, self._size) if salt or lora else _NONE
         hashed = HashedPrompt(request.prompt_tokens, self._size, hashes, content, salt, lora)
         self._last = (prompt, hashed)
         return hashed

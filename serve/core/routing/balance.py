@@ -34,6 +34,7 @@ class Balance:
 
     def __init__(self) -> None:
         self._table = np.zeros((3, 8))
+        self._sums = np.zeros((3, 1))  # of the rows of the table, kept along with them
         self._keep = np.ones((3, 1))
         self._replicas = 0
 
@@ -53,29 +54,42 @@ class Balance:
     def count(self, row: int, work_s: float) -> None:
         """Count a request; everything older fades."""
         self._table *= self._keep
-        self._table[:, row] += (1.0, work_s, 1.0)
+        self._sums *= self._keep
+        self._change(row, 1.0, work_s)
 
     def take_back(self, row: int, work_s: float) -> None:
         """Undo a `count`; nearly, if others came in between."""
-        self._table[:, row] = np.maximum(self._table[:, row] - (1.0, work_s, 1.0), 0.0)
+        requests, spent_s, _ = self._table[:, row].tolist()
+        self._change(row, -min(1.0, requests), -min(work_s, spent_s))
 
-    def shares(self, rows: Rows, speed: Column) -> Shares:
+    def shares(self, rows: Rows, due: Column) -> Shares:
         """Return what these rows had.
 
         Args:
             rows: At least one.
-            speed: Of each, in any unit, > 0. A replica with a faster GPU is due more of the requests; one with a
-                slower GPU is not due fewer, as they may be the short ones.
+            due: How many times the mean's requests each of them may have, >= 1: a replica with a faster GPU gets more.
+                One with a slower GPU is not due fewer, as they may be the short ones.
         """
         counts = self._table[:, rows]
-        sums = np.add.reduce(counts, axis=1)
-        each_s = sums[1] / sums[0] if sums[0] > 0.0 else 1.0
-        counts += ((_SMOOTHING,), (_SMOOTHING * each_s,), (_LASTING_SMOOTHING,))
-        counts *= len(rows) / np.maximum(np.add.reduce(counts, axis=1, keepdims=True), 1e-12)
-        due = np.maximum(1.0, len(rows) * speed / np.add.reduce(speed))
-        return Shares(counts[0] / due, counts[1], counts[2] / due)
+        number = max(1, len(rows))
+        sums = self._sums if len(rows) == self._replicas else np.add.reduce(counts, axis=1, keepdims=True)
+        requests, work_s, lasting = sums[:, 0].tolist()
+        each_s = work_s / requests if requests > 0.0 else 1.0
+        lasting_scale = number / (lasting + number * _LASTING_SMOOTHING)
+        return Shares(
+            (counts[0] + _SMOOTHING) * (number / (requests + number * _SMOOTHING)) / due,
+            (counts[1] + _SMOOTHING * each_s) * (number / max(work_s + number * _SMOOTHING * each_s, 1e-12)),
+            (counts[2] + _LASTING_SMOOTHING) * lasting_scale / due,
+        )
+
+    def _change(self, row: int, requests: float, work_s: float) -> None:
+        table, sums = self._table, self._sums
+        for number, change in enumerate((requests, work_s, requests)):
+            table[number, row] += change
+            sums[number, 0] += change
 
     def _set_replicas(self, replicas: int) -> None:
         self._replicas = replicas
+        self._sums = np.add.reduce(self._table, axis=1, keepdims=True)
         halves = (HALF_LIFE, HALF_LIFE, LASTING_HALF_LIFE)
         self._keep = np.array([[0.5 ** (1.0 / (half * max(1, replicas)))] for half in halves])

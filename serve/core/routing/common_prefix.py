@@ -7,6 +7,8 @@ will have it in a moment, if requests are let go there.
 from collections import deque
 from collections.abc import Sequence
 
+from serve.core.blocks import Hashes
+
 
 class CommonPrefix:
     """The latest prompts of one model. A prompt that goes on where another ended takes its place.
@@ -19,9 +21,9 @@ class CommonPrefix:
     """
 
     def __init__(self, size: int = 32) -> None:
-        self._recent: deque[Sequence[int]] = deque(maxlen=size)
+        self._recent: deque[Sequence[int] | Hashes] = deque(maxlen=size)
 
-    def add(self, hashes: Sequence[int]) -> None:
+    def add(self, hashes: Sequence[int] | Hashes) -> None:
         """Remember a prompt."""
         recent, length = self._recent, len(hashes)
         for number in range(len(recent) - 1, -1, -1):
@@ -31,7 +33,7 @@ class CommonPrefix:
                 break
         recent.append(hashes)
 
-    def depth(self, hashes: Sequence[int], share: float = 0.5) -> int:
+    def depth(self, hashes: Sequence[int] | Hashes, share: float = 0.5) -> int:
         """Return how many leading blocks of a prompt at least `share` of the remembered ones have."""
         wanted = max(2, int(share * len(self._recent)))
         if len(self._recent) < 4 or not len(hashes):

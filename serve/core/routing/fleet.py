@@ -6,18 +6,18 @@ once, until a report of the replica says that it has them, so that a burst does 
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from serve.core.routing.balance import Balance, Shares
-from serve.core.routing.decision import FleetView, Rows
+from serve.core.routing.balance import Balance
+from serve.core.routing.decision import Column, FleetView, Rows
 from serve.core.routing.load import LoadReport
 from serve.core.routing.rates import PRIOR, LearnedRates, Rates
 
 RESERVATION_TIMEOUT_S = 5.0  # a replica that has not said a word of a request for so long does not have it
 
-# Rows of the table; one column of it a replica.
+# Rows of the table; one column of it a replica. FleetView begins with those before `last_routed`, in this order.
 _FIELDS = (
     "running",
     "waiting",
@@ -92,6 +92,7 @@ class Fleet:
         self._balance = Balance()
         self._pairs_per_token = 0.0  # of all replicas' prompts
         self._typical: Rates | None = None  # of the replicas whose speed is known
+        self._due_of_rows: Column | None = None
         self._all: tuple[tuple[str, ...], Rows] | None = None
 
     @property
@@ -118,7 +119,7 @@ class Fleet:
         column[[_NUMBER["reported_s"], _NUMBER["heard_s"]]] = now_s
         self._set_rates(replica, self._typical_rates(), 0.0, 0.0)
         self._balance.add(row, [other.row for other in self._replicas.values() if other.row != row])
-        self._all = None
+        self._all = self._due_of_rows = None
 
     def remove(self, replica_id: str) -> None:
         """Forget a replica, and what was on the way to it."""
@@ -127,7 +128,7 @@ class Fleet:
             del self._reserved_at[route_id]
         self._balance.remove(replica.row)
         self._typical = None
-        self._all = None
+        self._all = self._due_of_rows = None
 
     # News
 
@@ -140,9 +141,10 @@ class Fleet:
             self.release(route_id)
         if new_epoch:
             replica.learned = LearnedRates(self._typical_rates())
+            self._due_of_rows = None
         elif before is not None:
             if replica.learned.learn(before, report):
-                self._typical = None
+                self._typical = self._due_of_rows = None
             self._learn_release(replica, before, report, now_s)
             self._learn_pairs(replica, before, report)
         table[_REPORTED_ROWS, row] = (
@@ -204,25 +206,23 @@ class Fleet:
             replica_ids = tuple(name for name in candidates if name in self._replicas)
             found = (self._replicas[name].row for name in replica_ids)
             rows = np.fromiter(found, dtype=np.intp, count=len(replica_ids))
-        columns = dict(zip(_FIELDS, self._table[:, rows], strict=True))
-        heard_s = columns.pop("heard_s")
-        del columns["reported_s"]
-        each_s = columns["prefill_token_s"] + columns["prefill_pair_s"] * self._pairs_per_token
-        shares = (
-            self._balance.shares(rows, 1.0 / np.maximum(each_s, 1e-12)) if len(rows) else Shares(each_s, each_s, each_s)
-        )
-        return FleetView(
-            replica_ids=replica_ids,
-            rows=rows,
-            routed_share=shares.requests,
-            assigned_share=shares.work,
-            lasting_share=shares.lasting,
-            age_s=now_s - heard_s,
-            tokens_per_block=self.tokens_per_block,
-            now_s=now_s,
-            decisions=self.decisions,
-            **columns,
-        )
+        table = self._table[:, rows]
+        shares = self._balance.shares(rows, self._due()[rows])
+        last_routed, age_s = table[_NUMBER["last_routed"]], now_s - table[_NUMBER["heard_s"]]
+        columns = [*table[: _NUMBER["last_routed"]], *shares, last_routed, age_s]
+        fields: list[Any] = [replica_ids, rows, *columns, self.tokens_per_block, now_s, self.decisions]
+        return FleetView(*fields)
+
+    def _due(self) -> Column:
+        """Return how many times the mean's requests each replica may have, by its speed."""
+        if self._due_of_rows is None:
+            rows = self._everyone()[1]
+            each_s = (
+                self._table[_NUMBER["prefill_token_s"]] + self._table[_NUMBER["prefill_pair_s"]] * self._pairs_per_token
+            )
+            speed = 1.0 / np.maximum(each_s, 1e-12)
+            self._due_of_rows = np.maximum(1.0, speed * (len(rows) / max(1e-12, float(speed[rows].sum()))))
+        return self._due_of_rows
 
     def _everyone(self) -> tuple[tuple[str, ...], Rows]:
         if self._all is None:

