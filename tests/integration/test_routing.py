@@ -187,7 +187,8 @@ async def test_a_full_replica_refuses_and_the_next_one_takes_it(http: httpx.Asyn
         while not refused:  # a gateway that has given the holder its one request does not even ask it
             body = {"model": "narrow", "prompt": held, "max_tokens": 1000, "stream": True}
             async with http.stream("POST", "/v1/completions", json=body, headers=EXPLAIN) as response:
-                await anext(response.aiter_lines())
+                lines = response.aiter_lines()  # kept: when it is collected, the stream ends
+                await anext(lines)
                 if response.headers["x-raytrt-replica"] == holder:
                     other = await complete(http, held, "narrow", max_tokens=1)
                     assert other["replica"] != holder
