@@ -39,6 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: Something is wrong with them, or with a file.
     """
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("raytrt simulate: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
     slo = _slo(arguments)
     workload, deployment = _workload_and_deployment(arguments)
     configured = None if deployment.routing is None else configured_candidate(deployment.routing)

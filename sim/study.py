@@ -1,5 +1,6 @@
 """run_study: one workload through several policies and fleet sizes, one process for each core."""
 
+import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -86,6 +87,7 @@ _shared: list[tuple[Sequence[SimRequest], SimulatedSettings, SimOptions]] = []
 
 
 def _set_shared(requests: Sequence[SimRequest], engine: SimulatedSettings, options: SimOptions) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; these have nothing to say about it
     _shared.append((requests, engine, options))
 
 
