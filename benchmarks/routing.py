@@ -9,6 +9,7 @@ every replica, rank them. Without a trace, the simulator is timed on a synthetic
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks import event_plane, routing_index
@@ -47,7 +48,7 @@ def _decisions(report: Report) -> None:
     large = time_decisions(PredictivePolicy(), 1000, 131_072, 300)
     report.add("decision, 128k tokens, 1,000 replicas, p50", 1e3 * large.p50_s, "ms", "<= 3")
     report.add("the same, p99", 1e3 * large.p99_s, "ms")
-    makers = {name: (lambda name=name: make_policy(parse_policy(name))) for name in POLICY_NAMES}
+    makers = {name: partial(make_policy, parse_policy(name)) for name in POLICY_NAMES}
     slowest = max(time_policies(makers, 64, 8192).items(), key=lambda item: item[1])
     report.add(f"decision of the slowest policy, {slowest[0]}, 8k tokens, 64 replicas, p50", 1e6 * slowest[1], "us")
 
