@@ -15,7 +15,7 @@ from serve.core.kv_feed import FeedState, FeedStep, on_batch, on_heartbeat, on_p
 from serve.core.routing.load import LoadReport
 from serve.router.wire import Hello, KvNews, LoadNews, SnapshotPart
 
-SLICE_BLOCKS = 1024  # applied at once: a millisecond or two of the event loop
+SLICE_BLOCKS = 512  # applied at once: about a millisecond of the event loop
 MAX_WAITING_BLOCKS = 500_000  # decoded and not applied yet; with more, starting anew is cheaper
 _MAX_PARTS = 1 << 16
 Words = npt.NDArray[np.uint64]
