@@ -140,6 +140,7 @@ class SimReplica:
             steps=timeline.steps,
             busy_s=timeline.busy_s,
             released_blocks=self._released_blocks,
+            read_tokens=scheduler.read_tokens,
         )
 
 

@@ -44,6 +44,8 @@ class LoadReporter:
         self._generated_tokens = 0
         self._steps = 0
         self._busy_s = 0.0
+        self._read_tokens = 0
+        self._context_then = 0  # at the last report
 
     def accepted(self, request: GenerateRequest) -> None:
         """A sequence is about to be given to the engine."""
@@ -88,6 +90,7 @@ class LoadReporter:
         """Let all totals of the engine's work begin at 0 again: it may have been started anew."""
         self._told_tokens = self._prefilled_tokens = self._generated_tokens = self._steps = 0
         self._told_pairs = self._prefilled_pairs = self._busy_s = 0.0
+        self._read_tokens = self._context_then = 0
 
     def report(self, stats: EngineStats) -> LoadReport:
         """Return the load. The next report's `accepted` begins after this one.
@@ -112,13 +115,18 @@ class LoadReporter:
             steps=self._steps,
             busy_s=self._busy_s,
             released_blocks=self._released_blocks,
+            read_tokens=self._read_tokens,
             accepted=accepted,
         )
 
     def _take_totals(self, stats: EngineStats) -> None:
         """Totals stay where they were if the engine says nothing any more: it has died."""
         self._generated_tokens = max(self._generated_tokens, stats.generated_tokens)
-        self._steps = max(self._steps, stats.steps)
+        new_steps = max(0, stats.steps - self._steps)
+        self._steps += new_steps
+        # Of reports as close as these, half the sum is the mean, near enough.
+        self._read_tokens += new_steps * (self._context_then + self._context_tokens) // 2
+        self._context_then = self._context_tokens
         self._busy_s = max(self._busy_s, stats.busy_s)
         # Engines count prompts as they compute them, chunk by chunk. Of one that does not, what was told when they were
         # complete has to do; and of one that counts tokens only, the pairs that these usually have.

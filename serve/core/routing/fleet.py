@@ -13,7 +13,7 @@ import numpy as np
 from serve.core.routing.balance import Balance
 from serve.core.routing.decision import Column, FleetView, Rows
 from serve.core.routing.load import LoadReport
-from serve.core.routing.rates import PRIOR, LearnedRates, Rates
+from serve.core.routing.rates import FleetRates, LearnedRates, Rates
 
 RESERVATION_TIMEOUT_S = 5.0  # a replica that has not said a word of a request for so long does not have it
 
@@ -67,10 +67,10 @@ class _Replica:
 
     __slots__ = ("last", "learned", "pairs_per_token", "release_rate", "reserved", "row")
 
-    def __init__(self, row: int) -> None:
+    def __init__(self, row: int, fleet: FleetRates) -> None:
         self.row = row
         self.last: LoadReport | None = None
-        self.learned = LearnedRates()
+        self.learned = LearnedRates(fleet)
         self.pairs_per_token = 0.0
         self.release_rate = 0.0
         self.reserved: dict[int, Reservation] = {}
@@ -91,7 +91,7 @@ class Fleet:
         self._reserved_at: OrderedDict[int, _Replica] = OrderedDict()  # by route_id, the oldest first
         self._balance = Balance()
         self._pairs_per_token = 0.0  # of all replicas' prompts
-        self._typical: Rates | None = None  # of the replicas whose speed is known
+        self._rates = FleetRates()
         self._due_of_rows: Column | None = None
         self._all: tuple[tuple[str, ...], Rows] | None = None
 
@@ -111,13 +111,13 @@ class Fleet:
             room = np.zeros((len(_FIELDS), max(row + 1, 2 * self._table.shape[1])))
             room[:, : self._table.shape[1]] = self._table
             self._table = room
-        self._replicas[replica_id] = replica = _Replica(row)
+        self._replicas[replica_id] = replica = _Replica(row, self._rates)
         column = self._table[:, row]
         column[:] = 0.0
         column[_NUMBER["total_blocks"]] = 1.0
         column[_NUMBER["last_routed"]] = -1.0
         column[[_NUMBER["reported_s"], _NUMBER["heard_s"]]] = now_s
-        self._set_rates(replica, self._typical_rates(), 0.0, 0.0)
+        self._set_rates(replica, self._rates.rates, 0.0, 0.0)
         self._balance.add(row, [other.row for other in self._replicas.values() if other.row != row])
         self._all = self._due_of_rows = None
 
@@ -127,7 +127,6 @@ class Fleet:
         for route_id in replica.reserved:
             del self._reserved_at[route_id]
         self._balance.remove(replica.row)
-        self._typical = None
         self._all = self._due_of_rows = None
 
     # News
@@ -140,11 +139,11 @@ class Fleet:
         for route_id in report.accepted:
             self.release(route_id)
         if new_epoch:
-            replica.learned = LearnedRates(self._typical_rates())
+            replica.learned = LearnedRates(self._rates)
             self._due_of_rows = None
         elif before is not None:
             if replica.learned.learn(before, report):
-                self._typical = self._due_of_rows = None
+                self._due_of_rows = None
             self._learn_release(replica, before, report, now_s)
             self._learn_pairs(replica, before, report)
         table[_REPORTED_ROWS, row] = (
@@ -158,7 +157,7 @@ class Fleet:
         )
         for reservation in replica.reserved.values():
             self._count(reservation, 1)
-        rates = replica.learned.rates if replica.learned.known else self._typical_rates()
+        rates = replica.learned.rates if replica.learned.known else self._rates.rates
         self._set_rates(replica, rates, report.running, report.context_tokens)
         table[_NUMBER["release_blocks_per_s"], row] = replica.release_rate
         table[[_NUMBER["reported_s"], _NUMBER["heard_s"]], row] = now_s
@@ -253,12 +252,6 @@ class Fleet:
             replica.pairs_per_token = keep * replica.pairs_per_token + (1.0 - keep) * pairs
             keep **= 1.0 / len(self._replicas)
             self._pairs_per_token = keep * self._pairs_per_token + (1.0 - keep) * pairs
-
-    def _typical_rates(self) -> Rates:
-        if self._typical is None:
-            known = [replica.learned.rates for replica in self._replicas.values() if replica.learned.known]
-            self._typical = Rates(*np.mean(known, axis=0).tolist()) if known else PRIOR
-        return self._typical
 
     def _set_rates(self, replica: _Replica, rates: Rates, running: float, context_tokens: float) -> None:
         context = context_tokens / running if running else 0.0

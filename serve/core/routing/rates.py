@@ -16,10 +16,13 @@ import numpy.typing as npt
 
 from serve.core.routing.load import LoadReport
 
+_Array = npt.NDArray[np.float64]
 _FEATURES = 5
 # Typical size of each feature in a second: keeps the numbers of one size.
 _SCALE = np.array([2e4, 1e8, 50.0, 1e3, 1e7])
 _FORGET = 0.98  # weight of all that was seen before, for each second that the engine was busy
+_FORGET_FLEET = 0.998
+_LEAN_S = 5.0  # of the fleet's evidence that counts as a replica's own
 _RIDGE = 1e-3  # of the squares seen
 _WINDOW_S = 0.25  # busy seconds that are looked at together: a report cuts steps, a window of many only the outer ones
 _REFIT_S = 1.0  # busy seconds between fits
@@ -49,21 +52,41 @@ class Rates(NamedTuple):
 
 # A mid-size model on a current GPU; only order of magnitude, and gone after a second of traffic.
 PRIOR = Rates(2e-5, 5e-10, 5e-3, 1e-5, 2e-8)
+_PRIOR = np.array(PRIOR) * _SCALE
+
+
+class FleetRates:
+    """What the reports of all replicas of a model say together: what is believed of one that has said little."""
+
+    def __init__(self) -> None:
+        self.rates = PRIOR
+        self._evidence = _Evidence(_FORGET_FLEET)
+
+    def learn(self, row: _Array, busy_s: float) -> None:
+        """Take in what some replica did in `busy_s`, as (features,) scaled."""
+        if self._evidence.add(row, busy_s):
+            self.rates = Rates(*(self._evidence.solve(_PRIOR, np.zeros_like(self._evidence.gram)) / _SCALE).tolist())
+
+    def second(self) -> _Array:
+        """Return the evidence of one average second of all replicas, (features, features)."""
+        return self._evidence.gram / max(self._evidence.weight_s, 1e-9)
 
 
 class LearnedRates:
-    """What one replica's reports say of its speed. Starts with `prior`."""
+    """What one replica's reports say of its speed.
 
-    def __init__(self, prior: Rates = PRIOR) -> None:
-        self.rates = prior
+    Args:
+        fleet: Told of all that is learned; some seconds of its evidence count as this replica's own, so that nobody is
+            taken for infinitely fast because of what its first reports did not happen to show.
+    """
+
+    def __init__(self, fleet: FleetRates) -> None:
+        self.rates = fleet.rates
         self.known = False
-        self._prior = np.array(prior)
-        self._gram = np.zeros((_FEATURES, _FEATURES))
-        self._moment = np.zeros(_FEATURES)
+        self._fleet = fleet
+        self._evidence = _Evidence(_FORGET)
         self._window = [0.0] * _FEATURES
         self._window_s = 0.0
-        self._seen_s = 0.0
-        self._fitted_s = 0.0
 
     def learn(self, before: LoadReport, after: LoadReport) -> bool:
         """Take in what happened between two consecutive reports of one epoch; return whether `rates` are new."""
@@ -75,35 +98,59 @@ class LearnedRates:
         window[1] += after.prefilled_pairs - before.prefilled_pairs
         window[2] += steps
         window[3] += after.generated_tokens - before.generated_tokens
-        window[4] += steps * 0.5 * (before.context_tokens + after.context_tokens)
+        window[4] += after.read_tokens - before.read_tokens
         self._window_s += busy_s
         return self._window_s >= _WINDOW_S and self._take_window()
 
     def _take_window(self) -> bool:
         busy_s, row = self._window_s, np.array(self._window) / _SCALE
         self._window, self._window_s = [0.0] * _FEATURES, 0.0
-        keep = _FORGET**busy_s
-        # Divided by the time: the error of a long interval is larger than that of a short one.
-        self._gram = keep * self._gram + np.outer(row, row) / busy_s
-        self._moment = keep * self._moment + row
-        self._seen_s += busy_s
-        if self.known and self._seen_s - self._fitted_s < _REFIT_S:
+        self._fleet.learn(row, busy_s)
+        if not self._evidence.add(row, busy_s):
             return False
-        self._fit()
+        solution = self._evidence.solve(np.array(self._fleet.rates) * _SCALE, _LEAN_S * self._fleet.second())
+        self.rates = Rates(*(solution / _SCALE).tolist())
+        self.known = True
         return True
 
-    def _fit(self) -> None:
-        self._fitted_s = self._seen_s
-        # The prior pulls weakly, in proportion to what was seen of each feature, whatever its size on this hardware;
-        # and alone where nothing was seen.
-        seen = np.diagonal(self._gram)
-        ridge = np.diag(_RIDGE * seen + 1e-9 * max(1e-12, float(seen.sum())))
-        gram, moment = self._gram + ridge, self._moment + ridge @ (self._prior * _SCALE)
-        self.rates = Rates(*(_non_negative(gram, moment) / _SCALE).tolist())
-        self.known = True
+
+class _Evidence:
+    """Normal equations of a least-squares fit, that fade."""
+
+    def __init__(self, forget: float) -> None:
+        self.gram = np.zeros((_FEATURES, _FEATURES))
+        self.weight_s = 0.0
+        self._forget = forget
+        self._moment = np.zeros(_FEATURES)
+        self._since_s = _REFIT_S  # since the last fit
+
+    def add(self, row: _Array, busy_s: float) -> bool:
+        """Add what was done in a time; return whether a fit is due."""
+        keep = self._forget**busy_s
+        # Divided by the time: the error of a long interval is larger than that of a short one.
+        self.gram = keep * self.gram + np.outer(row, row) / busy_s
+        self._moment = keep * self._moment + row
+        self.weight_s = keep * self.weight_s + busy_s
+        self._since_s += busy_s
+        if self._since_s < _REFIT_S:
+            return False
+        self._since_s = 0.0
+        return True
+
+    def solve(self, prior: _Array, prior_gram: _Array) -> _Array:
+        """Return the rates, scaled, that explain it best.
+
+        Args:
+            prior: What is believed without evidence, scaled.
+            prior_gram: Evidence for it.
+        """
+        seen = np.diagonal(self.gram)
+        # Weakly, in proportion to what was seen of each feature, and alone where nothing was seen.
+        ridge = prior_gram + np.diag(_RIDGE * seen + 1e-9 * max(1e-12, float(seen.sum())))
+        return _non_negative(self.gram + ridge, self._moment + ridge @ prior)
 
 
-def _non_negative(gram: npt.NDArray[np.float64], moment: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _non_negative(gram: _Array, moment: _Array) -> _Array:
     """Solve gram @ x = moment, leaving out what would become negative, one at a time."""
     free = np.arange(len(moment))
     while True:

@@ -43,6 +43,7 @@ class Scheduler(Generic[SequenceT]):
         prefilling, decoding: The batch.
         queued_prefill_tokens: Prompt tokens accepted, and neither computed nor found in the cache yet.
         prompt_tokens, cached_prompt_tokens: Totals over all sequences that were admitted.
+        read_tokens: Total over all steps of the tokens whose keys and values decoding sequences read.
         computed_prompt_tokens, computed_prompt_pairs: Totals of prompt tokens computed, and of the (query, key) pairs
             of their attention, by the steps that are complete.
         in_step: Whether a step was begun and not completed.
@@ -59,6 +60,7 @@ class Scheduler(Generic[SequenceT]):
         self.queued_prefill_tokens = 0
         self.prompt_tokens = 0
         self.cached_prompt_tokens = 0
+        self.read_tokens = 0
         self.computed_prompt_tokens = 0
         self.computed_prompt_pairs = 0.0
         self.preemptions = 0
@@ -145,6 +147,7 @@ class Scheduler(Generic[SequenceT]):
         self.in_step = False
         result: StepResult[SequenceT] = StepResult([], [])
         if self.decoding.sequences:
+            self.read_tokens += self.decoding.context_tokens
             filled = self.decoding.step()
             self._fill_decoded(filled)
             for sequence in self.decoding.ended():
@@ -356,6 +359,7 @@ class Scheduler(Generic[SequenceT]):
 
     def skip(self, steps: int) -> None:
         """Complete `steps` < `uniform_steps` steps, of which the first was begun, and begin the next."""
+        self.read_tokens += steps * self.decoding.context_tokens + len(self.decoding) * (steps * (steps - 1) // 2)
         for filled in self.decoding.steps(steps):
             self._fill_decoded(filled)
             self._grow_decoded(filled)

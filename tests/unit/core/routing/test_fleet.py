@@ -87,7 +87,7 @@ def test_a_replica_whose_speed_is_unknown_is_taken_to_be_like_the_others() -> No
     seen.report("r1", LoadReport(), 30.0)
     rates = seen.view(30.0).prefill_token_s
     assert rates[0] > 1e-4  # not the prior, which is 2e-5
-    assert rates[1] == pytest.approx(rates[0])
+    assert rates[1] == pytest.approx(rates[0], rel=0.1)
 
 
 def test_a_restarted_engine_counts_from_nothing_again() -> None:
