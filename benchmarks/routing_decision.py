@@ -3,7 +3,7 @@
 import gc
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,7 @@ def time_decisions(policy: Policy, replicas: int, prompt_tokens: int, rounds: in
     return DecisionTimes(_at(whole, 0.5), _at(whole, 0.99), _at(hashing, 0.5), _at(committing, 0.5))
 
 
-def time_policies(make: dict[str, Callable[[], Policy]], replicas: int, prompt_tokens: int) -> dict[str, float]:
+def time_policies(make: Mapping[str, Callable[[], Policy]], replicas: int, prompt_tokens: int) -> dict[str, float]:
     """Return the median time of a whole decision, in s, for each policy."""
     return {name: time_decisions(one(), replicas, prompt_tokens, 300).p50_s for name, one in make.items()}
 
