@@ -20,6 +20,8 @@ def check_request(request: GenerateRequest, info: EngineInfo, capacity_tokens: i
     prompt, sampling = request.prompt_array(), request.sampling
     if not len(prompt):
         raise RequestError("the prompt is empty; it needs at least one token", "prompt")
+    if request.lora:
+        raise RequestError(f"lora: {request.lora!r} is not loaded, and the base model is not it; leave it out", "lora")
     unknown = int(prompt.max())
     if unknown >= info.vocab_size:
         raise RequestError(

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
+from msgspec.structs import replace
 
 from serve.core.blocks import chain_seed
 from serve.errors import RequestError
@@ -87,6 +88,18 @@ class CacheConformance:
             check_reuse(probe, again, prompt, 3)
             content = (await settled(probe, mirror)).content()
         assert all(set(probe.hashes(prompt, salt)) <= content for salt in ("", "a", "b"))
+
+    async def test_an_adapter_has_blocks_of_its_own_or_is_refused(self, probe: EngineProbe) -> None:
+        prompt = probe.prompt(3 * probe.info.tokens_per_block + 1, "adapter")
+        await probe.run(prompt, max_tokens=2, **GREEDY)
+        request = replace(probe.request(prompt, max_tokens=2, **GREEDY), lora="an adapter")
+        refused_for = ""
+        try:
+            result = await probe.finish(probe.engine.generate(request), request)
+            assert result.prefill.cached_tokens == 0
+        except RequestError as exc:
+            refused_for = exc.param or "nothing"
+        assert refused_for in ("", "lora")
 
     async def test_events_tell_exactly_what_finished_requests_left(self, engine_case: EngineCase) -> None:
         if not engine_case.shares_prefixes:

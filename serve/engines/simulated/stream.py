@@ -44,7 +44,7 @@ class LiveSequence(ScheduledSequence):
     def __init__(
         self, request: GenerateRequest, prompt: npt.NDArray[np.uint32], sampler: Sampler, tokens_per_block: int
     ) -> None:
-        root = chain_seed(request.cache_salt)
+        root = chain_seed(request.cache_salt, request.lora)
         hashes = block_hashes(prompt, tokens_per_block, root).tolist()
         super().__init__(
             request.request_id,
