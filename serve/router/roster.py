@@ -177,4 +177,5 @@ class Roster:
     def _report_own(self, replica_id: str, report: LoadReport | None) -> None:
         router = self.router
         if report is not None and router is not None and replica_id in router.fleet:
-            router.report(replica_id, report, self._clock())
+            # Not from the replica: what is believed of its cache grows no younger by it.
+            router.fleet.report(replica_id, report, self._clock(), heard=False)

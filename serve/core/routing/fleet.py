@@ -115,7 +115,7 @@ class Fleet:
         column = self._table[:, row]
         column[:] = 0.0
         column[_NUMBER["total_blocks"]] = 1.0
-        column[_NUMBER["last_routed"]] = -1.0
+        column[_NUMBER["last_routed"]] = self.decisions - 1.0  # it has been passed over since now, not for ever
         column[[_NUMBER["reported_s"], _NUMBER["heard_s"]]] = now_s
         self._set_rates(replica, self._rates.rates, 0.0, 0.0)
         self._balance.add(row, [other.row for other in self._replicas.values() if other.row != row])
@@ -131,8 +131,10 @@ class Fleet:
 
     # News
 
-    def report(self, replica_id: str, report: LoadReport, now_s: float, *, new_epoch: bool = False) -> None:
-        """Take in a replica's report."""
+    def report(
+        self, replica_id: str, report: LoadReport, now_s: float, *, new_epoch: bool = False, heard: bool = True
+    ) -> None:
+        """Take in a replica's report; `heard`: from itself, and not what this gateway knows of it anyway."""
         replica = self._replicas[replica_id]
         before, replica.last = replica.last, report
         row, table = replica.row, self._table
@@ -160,7 +162,9 @@ class Fleet:
         rates = replica.learned.rates if replica.learned.known else self._rates.rates
         self._set_rates(replica, rates, report.running, report.context_tokens)
         table[_NUMBER["release_blocks_per_s"], row] = replica.release_rate
-        table[[_NUMBER["reported_s"], _NUMBER["heard_s"]], row] = now_s
+        table[_NUMBER["reported_s"], row] = now_s
+        if heard:
+            table[_NUMBER["heard_s"], row] = now_s
 
     def all_alive(self, now_s: float) -> None:
         """Every replica was heard of, and none has anything new: what heartbeats say, where nobody sends them."""

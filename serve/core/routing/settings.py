@@ -11,7 +11,7 @@ The docstrings of the policies give formulas, sources and departures from them.
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
 from serve.core.routing.fairness import FairnessSettings
 from serve.core.routing.policies.affinity import LoraAffinityPolicy, SessionAffinityPolicy
@@ -88,6 +88,11 @@ class PredictiveSettings(RoutingSettings):
     )
     tolerance: Share = Field(
         default=0.02, description="Costs that differ by less than this share, or by 2 ms, count as equal."
+    )
+    patience: PositiveFloat = Field(
+        default=4.0,
+        description="An idle replica gets a request, whatever it holds, after this many times as many decisions as "
+        "there are replicas; later, the more that costs.",
     )
     host_cost: Share = Field(default=0.15, description="Time to fetch a KV block from host memory, over computing it.")
     disk_cost: Share = Field(default=0.5, description="Time to fetch a KV block from disk, over computing it.")

@@ -20,7 +20,7 @@ class PredictivePolicy:
 
         queue_s     what waits there, computed at its measured rate
         prefill_s   the prompt tokens that it does not hold; what it holds in host memory or on disk costs a copy
-        decode_s    the decode steps that run between the prompt's chunks
+        decode_s    what engine steps take beside prompts: its own, and those of the streams between its chunks
         slowdown_s  each stream that decodes there stops for prefill_s
         balance_s   a price on replicas that got more than their share of requests or work lately
 
@@ -36,7 +36,10 @@ class PredictivePolicy:
         backlog_weight: By how much that grows for each second of the fleet's mean queue.
         balance_weight: Price of an excess of 100 % over the mean share, in units of a mean prompt's prefill.
         max_share: A replica with more than this share of the mean for a long time gets nothing, if another can take it.
-        tolerance: Costs that differ by less than this share, or 2 ms, are equal: the replica with less work has it.
+        tolerance: Costs that differ by less than this share, or 2 ms, are equal: the replica that holds most of the
+            prompt keeps it; if nobody holds any of it, the one with less work lately has it.
+        patience: An idle replica gets a request, whatever it holds, when this many times as many decisions as there are
+            replicas have passed it over; later, the more that costs. A newcomer's cache is filled that way.
         host_cost, disk_cost: Time to fetch a block from there, relative to computing it.
         chunk_tokens: Prompt tokens computed in one step, about; `max_num_tokens` of the engines.
     """
@@ -46,6 +49,7 @@ class PredictivePolicy:
     balance_weight: float = 0.5
     max_share: float = 1.25
     tolerance: float = 0.02
+    patience: float = 4.0
     host_cost: float = 0.15
     disk_cost: float = 0.5
     chunk_tokens: int = 8192
@@ -62,8 +66,9 @@ class PredictivePolicy:
         if common:
             assumed = np.maximum(request.prompt_tokens - np.maximum(held, common) * size, 1.0)
             prefill_s = _prefill_s(request, view, assumed, copied)
-        steps = (view.queued_prefill_tokens + computed) / self.chunk_tokens + 0.5
-        decode_s = view.decode_step_s * steps * (view.running > 0)
+        # The prompt's own steps, and half of the one that runs now, if any does.
+        steps = np.maximum((view.queued_prefill_tokens + computed) / self.chunk_tokens, 1.0) + 0.5 * (view.running > 0)
+        decode_s = view.decode_step_s * steps
         weight = self.slowdown_weight + self.backlog_weight * _mean(queue_s)
         slowdown_s = weight * view.running * prefill_s
         share = np.maximum(view.routed_share, view.assigned_share)
@@ -73,7 +78,7 @@ class PredictivePolicy:
         cost = queue_s + prefill_s + decode_s + slowdown_s + balance_s
         over = view.lasting_share > self.max_share
         if over.any() and not over.all():
-            cost = cost + _UNFIT_S * over
+            cost += _UNFIT_S * over
         terms = {
             "queue_s": queue_s,
             "prefill_s": prefill_s,
@@ -81,7 +86,26 @@ class PredictivePolicy:
             "slowdown_s": slowdown_s,
             "balance_s": balance_s,
         }
-        return Scores(*self._settle_ties(cost, share, terms), ttft_s)
+        forgotten = self._forgotten(cost, price_s, view)
+        if forgotten is not None:
+            cost[forgotten] = float(np.minimum.reduce(cost)) - 1.0
+            return Scores(cost, terms, "unused", ttft_s)
+        beyond = match.hit_blocks if not common else np.maximum(match.hit_blocks - common, 0.0)
+        return Scores(*self._settle_ties(cost, share, beyond, terms), ttft_s)
+
+    def _forgotten(self, cost: Column, price_s: float, view: FleetView) -> int | None:
+        """Return an idle replica that was passed over for so long that it is worth its cost to fill its cache.
+
+        The dearer, the later: one without any cost after `patience` times as many decisions as there are replicas, one
+        where the whole prompt has to be computed after twice that.
+        """
+        waited = view.decisions - view.last_routed
+        limit = self.patience * len(view)
+        if float(np.maximum.reduce(waited)) <= limit:
+            return None
+        loss = (cost - float(np.minimum.reduce(cost))) / max(2.0 * price_s, 1e-9)
+        due = (waited > limit * (1.0 + loss)) & (view.running + view.waiting == 0.0)
+        return int(np.where(due, waited, -1.0).argmax()) if due.any() else None
 
     def _copied(self, match: PrefixMatch) -> Column | float:
         """Return how many blocks' computation the copies from slower tiers are worth."""
@@ -90,12 +114,16 @@ class PredictivePolicy:
         return self.host_cost * match.host_blocks + self.disk_cost * match.disk_blocks
 
     def _settle_ties(
-        self, cost: Column, share: Column, terms: dict[str, Column]
+        self, cost: Column, share: Column, beyond: Column, terms: dict[str, Column]
     ) -> tuple[Column, dict[str, Column], str]:
         best = float(np.minimum.reduce(cost))
         near = cost <= best + max(_NEAR_S, self.tolerance * best)
         if np.count_nonzero(near) < 2:
             return cost, terms, ""
+        # Hysteresis: a prompt stays with who holds most of it, unless somebody else is clearly better.
+        holder = int((near * (beyond + 1e-9)).argmax())
+        if beyond[holder] > 0.0 and beyond[holder] == np.maximum.reduce(beyond):
+            return np.where(np.arange(len(cost)) == holder, best - 1.0, cost), terms, "kept_prefix"
         # Among equals the one with the least work lately. Below the least real cost, and never equal to it.
         return np.where(near, best - 1.0 + 1e-3 * share, cost), terms, "near_tie"
 

@@ -44,7 +44,7 @@ def test_each_term_by_hand() -> None:
     # 50 of 100 blocks of 16 tokens are held: 800 tokens are computed, each of which looks at 800 + 400 on average.
     assert found.terms["prefill_s"].tolist() == pytest.approx([800 * 0.001 + 800 * 1200 * 1e-6, 1600 * 0.002])
     assert found.terms["queue_s"].tolist() == pytest.approx([2.0, 0.0])
-    assert found.terms["decode_s"].tolist() == pytest.approx([0.05 * (1800 / 8192 + 0.5), 0.0])
+    assert found.terms["decode_s"].tolist() == pytest.approx([0.05 * 1.5, 0.04])  # a step of its own, and half of one
     weight = 0.05 + 0.1 * 1.0  # the mean queue is one second
     assert found.terms["slowdown_s"].tolist() == pytest.approx([weight * 4 * 1.76, 0.0])
     assert found.terms["balance_s"].tolist() == pytest.approx([0.5 * 0.5 * 1600 * 0.0025, 0.0])
@@ -66,7 +66,7 @@ def test_a_slow_gpu_with_the_prefix_loses_against_a_fast_one_without() -> None:
 
 
 def test_a_prefix_that_everybody_asks_for_earns_nothing_but_is_predicted() -> None:
-    rates = {"prefill_token_s": [1e-3, 1e-3], "queued_token_s": [1e-3, 1e-3], "last_routed": [7.0, 3.0], **NO_PAIRS}
+    rates = {"prefill_token_s": [1e-3, 1e-3], "queued_token_s": [1e-3, 1e-3], "decode_step_s": [0.0, 0.0], **NO_PAIRS}
     found = score(two(**rates), match([50.0, 0.0], 100, common=50))
     assert found.terms["prefill_s"][0] == found.terms["prefill_s"][1]
     assert found.predicted_ttft_s is not None
@@ -103,6 +103,31 @@ def test_near_ties_go_to_who_had_least_and_say_so() -> None:
         random.Random(0),
     )
     assert (decision.replica_id, decision.rule) == ("r1", "near_tie")
+
+
+def test_a_prompt_stays_with_who_holds_it_unless_another_is_clearly_better() -> None:
+    rates = {"prefill_token_s": [1e-3, 1e-3], "queued_token_s": [1e-3, 1e-3], "assigned_share": [1.0, 0.2], **NO_PAIRS}
+    alike = two(queued_prefill_tokens=[801.0, 0.0], **rates)
+    decision = decide(
+        replace(POLICY, balance_weight=0.0), request(1600), alike, match([50.0, 0.0], 100), random.Random(0)
+    )
+    assert (decision.replica_id, decision.rule) == ("r0", "kept_prefix")
+
+
+def test_an_idle_replica_is_not_passed_over_for_ever_and_cheap_requests_go_there_first() -> None:
+    rates = {"prefill_token_s": [1e-3, 1e-3], "queued_token_s": [1e-3, 1e-3], **NO_PAIRS}
+    cheap, dear = match([10.0, 0.0], 100), match([99.0, 0.0], 100)
+
+    def first(decisions: int, held: PrefixMatch, running: float = 0.0) -> tuple[str, str]:
+        seen = replace(two(last_routed=[90.0, 90.0], running=[0.0, running], **rates), decisions=decisions)
+        seen = replace(seen, last_routed=np.array([decisions - 1.0, 90.0]))
+        decision = decide(POLICY, request(1600), seen, held, random.Random(0))
+        return decision.replica_id, decision.rule
+
+    assert [first(98, held)[0] for held in (cheap, dear)] == ["r0", "r0"]
+    assert [first(100, held)[0] for held in (cheap, dear)] == ["r1", "r0"]
+    assert first(107, dear) == ("r1", "unused")
+    assert first(107, dear, running=1.0)[0] == "r0"
 
 
 def test_a_replica_far_beyond_its_share_gets_nothing_while_another_can() -> None:
