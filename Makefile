@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 GPU_PYTHON ?= python3
 
-.PHONY: help serve test lint unit install install-dev clean docs train test-gpu engine-env bench-gateway bench-routing bench-routing-replay bench-routing-live bench-simulator bench-latency bench-text bench-transformers bench-workers bench-remote bench-tensor-parallel
+.PHONY: help serve test lint unit install install-dev clean docs train test-gpu engine-env bench-gateway bench-routing bench-event-plane bench-routing-replay bench-routing-live bench-simulator bench-latency bench-text bench-transformers bench-workers bench-remote bench-tensor-parallel
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -60,6 +60,9 @@ bench-tensor-parallel: install-dev  ## the transformers engine on several GPUs o
 
 bench-routing: install-dev  ## decisions, events, index and simulator (TRACE=file: what the simulator is timed on)
 	$(BIN)/python -m benchmarks.routing $(if $(TRACE),--trace $(TRACE))
+
+bench-event-plane: install-dev  ## what a gateway takes in of the replicas' events
+	$(BIN)/python -m benchmarks.event_plane
 
 bench-routing-replay: install-dev  ## every policy on TRACE=file, or on synthetic workloads, in many settings
 	$(BIN)/python -m benchmarks.routing_replay $(if $(TRACE),--trace $(TRACE))

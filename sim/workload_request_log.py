@@ -1,5 +1,6 @@
 """Reader of the gateways' request logs (`serve.core.request_log`)."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from sim.text_file import TraceError, numbered_lines
 from sim.workload import SimRequest, Workload, make_workload
 
 _SCATTER, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
+
+logger = logging.getLogger(__name__)
 
 
 def read_request_log(
@@ -55,6 +58,9 @@ class _LogReader:
             try:
                 logged = self._lines.decode(text)
             except ValueError as exc:
+                if "truncated" in str(exc):  # a gateway was killed, a disk was full, or the log is being written
+                    logger.warning("%s:%d: this line is not complete; it is left out", path, number)
+                    continue
                 raise TraceError(f"{path}:{number}: {exc}; give a log that RayTRT's gateway has written") from None
             if self._wanted is None or logged.model == self._wanted:
                 self._check(logged, f"{path}:{number}")

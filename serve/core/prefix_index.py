@@ -1,6 +1,6 @@
 """PrefixIndex: which replica holds which KV blocks, from KV events; answers how much of a prompt each one holds.
 
-Nothing here ever goes through all blocks at once: an event loop waits for it. A replica that leaves is forgotten some
+Nothing here goes through all blocks in Python: an event loop waits for it. A replica that leaves is forgotten some
 blocks at a time, while it counts no more from the first moment.
 """
 

@@ -40,6 +40,7 @@ class RotatedFile:
     def __init__(self, target: LogTarget) -> None:
         self._target = target
         self._file: IO[bytes] | None = None
+        self._torn = False
 
     def append(self, lines: bytes) -> None:
         """Write whole lines.
@@ -52,8 +53,13 @@ class RotatedFile:
             self._file = self._target.path.open("ab")
         if self._file.tell() and self._file.tell() + len(lines) > self._target.max_bytes:
             self._rotate()
-        self._file.write(lines)
-        self._file.flush()
+        try:
+            self._file.write(b"\n" + lines if self._torn else lines)
+            self._file.flush()
+        except OSError:
+            self._torn = True  # perhaps in the middle of a line: the next must not continue it
+            raise
+        self._torn = False
 
     def close(self) -> None:
         """Close it; `append` opens it again."""
