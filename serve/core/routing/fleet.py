@@ -92,6 +92,7 @@ class Fleet:
         self._balance = Balance()
         self._pairs_per_token = 0.0  # of all replicas' prompts
         self._rates = FleetRates()
+        self._strangers: set[int] = set()  # rows of replicas whose own speed is unknown
         self._due_of_rows: Column | None = None
         self._all: tuple[tuple[str, ...], Rows] | None = None
 
@@ -118,6 +119,7 @@ class Fleet:
         column[_NUMBER["last_routed"]] = self.decisions - 1.0  # it has been passed over since now, not for ever
         column[[_NUMBER["reported_s"], _NUMBER["heard_s"]]] = now_s
         self._set_rates(replica, self._rates.rates, 0.0, 0.0)
+        self._strangers.add(row)
         self._balance.add(row, [other.row for other in self._replicas.values() if other.row != row])
         self._all = self._due_of_rows = None
 
@@ -127,6 +129,7 @@ class Fleet:
         for route_id in replica.reserved:
             del self._reserved_at[route_id]
         self._balance.remove(replica.row)
+        self._strangers.discard(replica.row)
         self._all = self._due_of_rows = None
 
     # News
@@ -142,10 +145,13 @@ class Fleet:
             self.release(route_id)
         if new_epoch:
             replica.learned = LearnedRates(self._rates)
+            self._strangers.add(row)
             self._due_of_rows = None
         elif before is not None:
             if replica.learned.learn(before, report):
                 self._due_of_rows = None
+                self._strangers.discard(row)
+                self._set_rates_of_strangers()
             self._learn_release(replica, before, report, now_s)
             self._learn_pairs(replica, before, report)
         table[_REPORTED_ROWS, row] = (
@@ -256,6 +262,17 @@ class Fleet:
             replica.pairs_per_token = keep * replica.pairs_per_token + (1.0 - keep) * pairs
             keep **= 1.0 / len(self._replicas)
             self._pairs_per_token = keep * self._pairs_per_token + (1.0 - keep) * pairs
+
+    def _set_rates_of_strangers(self) -> None:
+        """Let those whose own speed is unknown be like the fleet as it is known now, and not as it was."""
+        if self._strangers:
+            rates, table, rows = self._rates.rates, self._table, list(self._strangers)
+            table[_NUMBER["queued_token_s"], rows] = rates.token_s + rates.pair_s * self._pairs_per_token
+            table[_NUMBER["prefill_token_s"], rows] = rates.token_s
+            table[_NUMBER["prefill_pair_s"], rows] = rates.pair_s
+            table[_NUMBER["decode_step_s"], rows] = rates.decode_step_s(
+                table[_NUMBER["running"], rows], table[_NUMBER["context_tokens"], rows]
+            )
 
     def _set_rates(self, replica: _Replica, rates: Rates, running: float, context_tokens: float) -> None:
         context = context_tokens / running if running else 0.0

@@ -9,7 +9,7 @@ by non-negative least squares with exponential forgetting. So GPUs of different 
 parallelism need no configuration, and a GPU that is throttled is noticed.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ _LEAN_S = 5.0  # of the fleet's evidence that counts as a replica's own
 _RIDGE = 1e-3  # of the squares seen
 _WINDOW_S = 0.25  # busy seconds that are looked at together: a report cuts steps, a window of many only the outer ones
 _REFIT_S = 1.0  # busy seconds between fits
+
+
+_Float = TypeVar("_Float", float, npt.NDArray[np.float64])
 
 
 class Rates(NamedTuple):
@@ -45,8 +48,8 @@ class Rates(NamedTuple):
     sequence_s: float
     context_s: float
 
-    def decode_step_s(self, running: float, context_tokens: float) -> float:
-        """Return how long a decode step takes."""
+    def decode_step_s(self, running: _Float, context_tokens: _Float) -> _Float:
+        """Return how long a decode step takes; of numbers or of columns."""
         return self.step_s + self.sequence_s * running + self.context_s * context_tokens
 
 

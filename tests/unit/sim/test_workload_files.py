@@ -179,6 +179,13 @@ def test_a_bad_line_of_a_log_is_named(tmp_path: Path, second: LoggedRequest, com
         read_workload(log(tmp_path / "log.jsonl", logged(1), second))
 
 
+def test_a_line_that_was_cut_off_is_left_out_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = log(tmp_path / "log.jsonl", logged(1), logged(2))
+    path.write_bytes(path.read_bytes()[:-30])
+    assert len(read_workload(path).requests) == 1
+    assert "log.jsonl:2: this line is not complete" in caplog.text
+
+
 def test_the_logs_of_all_gateways_are_one(tmp_path: Path) -> None:
     paths = [
         log(tmp_path / f"requests-{name}.jsonl", *(logged(n) for n in numbers))
