@@ -111,7 +111,8 @@ class Router:
         found, rows, size = self.index.match(request.hashes), view.rows, self.tokens_per_block
         # The last token of a prompt is always computed, so a hit on all of it is worth one block less.
         usable = max(0, (request.prompt_tokens - 1) // size)
-        hit = np.minimum(found.hit[rows], usable, dtype=np.float64)
+        hit = found.hit[rows].astype(np.float64)
+        np.minimum(hit, usable, out=hit)
         host = disk = np.zeros(len(rows))
         if found.any_slow:
             host, disk = found.host[rows].astype(np.float64), found.disk[rows].astype(np.float64)

@@ -76,9 +76,10 @@ class PredictivePolicy:
         balance_s = price_s * np.maximum(share - 1.0, 0.0)
         ttft_s = queue_s + real_s + decode_s
         cost = queue_s + prefill_s + decode_s + slowdown_s + balance_s
-        over = view.lasting_share > self.max_share
-        if over.any() and not over.all():
-            cost += _UNFIT_S * over
+        if float(np.maximum.reduce(view.lasting_share)) > self.max_share:
+            over = view.lasting_share > self.max_share
+            if not over.all():
+                cost += _UNFIT_S * over
         terms = {
             "queue_s": queue_s,
             "prefill_s": prefill_s,
@@ -99,17 +100,17 @@ class PredictivePolicy:
         The dearer, the later: one without any cost after `patience` times as many decisions as there are replicas, one
         where the whole prompt has to be computed after twice that.
         """
-        waited = view.decisions - view.last_routed
         limit = self.patience * len(view)
-        if float(np.maximum.reduce(waited)) <= limit:
+        if view.decisions - float(np.minimum.reduce(view.last_routed)) <= limit:
             return None
+        waited = view.decisions - view.last_routed
         loss = (cost - float(np.minimum.reduce(cost))) / max(2.0 * price_s, 1e-9)
         due = (waited > limit * (1.0 + loss)) & (view.running + view.waiting == 0.0)
         return int(np.where(due, waited, -1.0).argmax()) if due.any() else None
 
     def _copied(self, match: PrefixMatch) -> Column | float:
         """Return how many blocks' computation the copies from slower tiers are worth."""
-        if not match.host_blocks.any() and not match.disk_blocks.any():
+        if match.host_blocks is match.disk_blocks:  # the same nothing
             return 0.0
         return self.host_cost * match.host_blocks + self.disk_cost * match.disk_blocks
 
@@ -139,6 +140,6 @@ def _mean(column: Column) -> float:
 
 def _trusted(hit_blocks: Column, age_s: Column) -> Column:
     """Return how many blocks to count on: a replica that was not heard of for long may have evicted some."""
-    if float(age_s.max()) <= _FRESH_S:
+    if float(np.maximum.reduce(age_s)) <= _FRESH_S:
         return hit_blocks
     return hit_blocks * 0.5 ** (np.maximum(age_s - _FRESH_S, 0.0) / _DOUBT_HALF_LIFE_S)
