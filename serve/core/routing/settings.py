@@ -9,6 +9,7 @@ The docstrings of the policies give formulas, sources and departures from them.
 """
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
@@ -233,8 +234,18 @@ _AnySettings = (
 
 def _section(value: Any) -> Any:
     if isinstance(value, str):
-        return {"policy": value}
-    return {"policy": "auto", **value} if isinstance(value, dict) else value
+        value = {"policy": value}
+    if not isinstance(value, dict):
+        if isinstance(value, RoutingSettings):
+            return value
+        raise ValueError("give the name of a policy, or a section with `policy` and its parameters")
+    section = {"policy": "auto", **value}
+    name, known = section["policy"], (*POLICY_NAMES, "auto", "serve")
+    if name not in known:
+        close = get_close_matches(str(name), known, 1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise ValueError(f"there is no policy {name!r}{hint} There are {', '.join(known)}")
+    return section
 
 
 PolicySettings = Annotated[_AnySettings, Field(discriminator="policy"), BeforeValidator(_section)]

@@ -34,12 +34,12 @@ def test_a_section_changes_parameters() -> None:
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ("dynamoo", "'dynamo'"),
+        ("dynamoo", "did you mean dynamo"),
         ({"policy": "dynamo", "overlap_credit": 1.5}, "less than or equal to 1"),
         ({"policy": "dynamo", "homes": 2}, "Extra inputs"),
         ({"policy": "lora_affinity", "homes": 0}, "greater than 0"),
         ({"policy": "session_affinity", "overload_factor": 0.5}, "greater than or equal to 1"),
-        (3, "dictionary"),
+        (3, "give the name of a policy"),
     ],
 )
 def test_mistakes_are_told(section: Any, told: str) -> None:
