@@ -64,7 +64,7 @@ class FairGate:
         self._admission = Admission(settings)
         self._places: dict[int, _Place] = {}
         self._on_the_way: list[RouteTrace] = []  # let through, and perhaps not counted by the board yet
-        self._charged: dict[str, float] = {}  # cost of those that waited, by sequence
+        self._charged: dict[str, float] = {}  # cost of those that have waited and were let through, by sequence
         self._numbers = itertools.count()
         self._labels = TopLabels()
         self._timer: asyncio.TimerHandle | None = None
@@ -88,9 +88,12 @@ class FairGate:
     def leave(self, trace: RouteTrace) -> None:
         """A sequence has ended, or will never be sent."""
         charged = self._charged.pop(trace.sequence_id, None)
-        if charged is not None and trace.routed_s:
-            cached = trace.prefill.cached_tokens if trace.prefill is not None else trace.expected_tokens
-            self._admission.queue.correct(_tenant(trace), self._cost(trace, cached, trace.output_tokens) - charged)
+        if charged is not None:
+            cost = 0.0  # it never reached a replica
+            if trace.routed_s:
+                cached = trace.prefill.cached_tokens if trace.prefill is not None else trace.expected_tokens
+                cost = self._cost(trace, cached, trace.output_tokens)
+            self._admission.queue.correct(_tenant(trace), cost - charged)
         if self._places:
             self._look_on()
 
@@ -116,7 +119,6 @@ class FairGate:
         turn = asyncio.get_running_loop().create_future()
         self._places[number] = _Place(turn, trace, self._labels.label(tenant))
         self._labels.retired.clear()  # nothing is counted by label, so nothing has to be taken back
-        self._charged[trace.sequence_id] = cost
         self._keep_looking()
         try:
             await turn
@@ -125,6 +127,7 @@ class FairGate:
                 self._admission.queue.cancel(number)
             elif turn.done() and not turn.cancelled():
                 turn.exception()  # asyncio complains of one that nobody took, if the client goes away just then
+        self._charged[trace.sequence_id] = cost  # the queue has, when it was its turn
         trace.waited_s = self._clock() - now_s
         self.waited_s.observe(trace.waited_s)
 
