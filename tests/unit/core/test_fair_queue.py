@@ -261,14 +261,15 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         before = {name: account.start for name, account in self.queue._accounts.items()}
+        # Of more tenants than there may be accounts, one may have requests in the shared account and in one of its own.
+        holders = {number: entry[1].name for number, entry in self.queue._waiting.items()}
         request = self.queue.take(self.now_s)
         assert request is not None  # work conservation
         levels = {number: self.level(number) for number in self.inside}
         assert levels[request.number] == min(levels.values())
 
         def account(number: int) -> str:
-            tenant = self.inside[number][0].tenant
-            return tenant if tenant in before else OTHERS
+            return holders[number]
 
         rivals = [number for number, level in levels.items() if level == min(levels.values())]
         assert before[account(request.number)] == min(before[account(number)] for number in rivals)
