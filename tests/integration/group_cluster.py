@@ -73,8 +73,8 @@ class GroupReplica:
         times = []
         request = GenerateRequest(name, "m", pack_tokens(range(40)), SamplingParams(max_tokens=tokens))
         try:
-            async for _ in self._group.generate(request):
-                times.append(time.monotonic())  # noqa: PERF401
+            async for delta in self._group.generate(request):
+                times += [time.monotonic()] * len(delta.token_ids)  # deltas may arrive merged
         except EngineDead:
             return [*times, -1.0, time.monotonic()]
         return times

@@ -159,7 +159,8 @@ def engine_stats(
         generated_tokens=own.generated_tokens,
         steps=totals.steps,
         busy_s=totals.busy_s,
-        computed_prompt_tokens=totals.prefill_tokens,
+        # The records count chunk by chunk, but some may be lost; what is complete is known anyway.
+        computed_prompt_tokens=max(totals.prefill_tokens, own.prompt_tokens - own.cached_prompt_tokens),
     )
 
 
