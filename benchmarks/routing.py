@@ -29,11 +29,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the report."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--trace", type=Path, help="what the simulator is timed on")
+    parser.add_argument("--quick", action="store_true", help="leave out what routing_index and event_plane measure")
     arguments = parser.parse_args(argv)
     shown = f" --trace {arguments.trace.name}" if arguments.trace else ""
+    shown += " --quick" if arguments.quick else ""
     report = Report("routing", f"python -m benchmarks.routing{shown}")
     _decisions(report)
-    for figure in (*routing_index.measure(), *event_plane.measure()):
+    for figure in () if arguments.quick else (*routing_index.measure(), *event_plane.measure()):
         report.add(figure.name, figure.value, figure.unit, figure.hold)
     _simulator(report, arguments.trace or SYNTHETIC)
     report.finish()

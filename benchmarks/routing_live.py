@@ -29,7 +29,7 @@ from tests.integration.serving import Serving
 REPLICAS = 4
 DOCUMENTS = 12
 DOCUMENT_TOKENS = 1500
-QUESTIONS = 160
+QUESTIONS = 100
 CLIENTS = 4
 POLICIES = ("serve", "ray_llm_prefix", "least_requests", "predictive")
 TITLES = {"serve": "Ray Serve's power of two", "ray_llm_prefix": "Ray Serve LLM's prefix rule"}

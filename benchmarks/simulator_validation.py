@@ -31,7 +31,7 @@ from sim.workload import SimRequest
 from tests.integration.serving import Serving
 
 REPLICAS = 4
-REQUESTS = 600
+REQUESTS = 300
 PER_S = 5.0
 BLOCK = 64
 POLICIES = ("predictive", "power_of_two")
