@@ -16,7 +16,7 @@ class _Timing(msgspec.Struct):
     prefill_s: float | None = None
 
 
-class _Details(msgspec.Struct):
+class _Details(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
 
 

@@ -9,7 +9,9 @@ everything between: queues, stale load, event delays, and what prefixes are wher
 """
 
 import asyncio
+import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -30,13 +32,18 @@ from sim.simulator import simulate
 from sim.workload import SimRequest
 from tests.integration.serving import Serving
 
+QUICKSTART = Path(__file__).parents[1] / "serve/models/quickstart"
 REPLICAS = 4
 REQUESTS = 300
 PER_S = 5.0
 BLOCK = 64
 POLICIES = ("predictive", "power_of_two")
 ENGINE = SimulatedSettings(
-    tokens_per_block=BLOCK, context_tokens=32768, latency=RooflineSettings(model="llama-3.3-70b", tensor_parallel=4)
+    vocab_size=3072,
+    token_range=(300, 3000),
+    tokens_per_block=BLOCK,
+    context_tokens=32768,
+    latency=RooflineSettings(model="llama-3.3-70b", tensor_parallel=4),
 )
 WITHIN = 0.10
 
@@ -94,6 +101,7 @@ def _live(asked: list[Asked], directory: Path, policy: str) -> tuple[list[float]
     print(f"live, {policy}:", file=sys.stderr)
     model = {
         "id": "m",
+        "model": str(_long_model(directory / "model")),
         "engine": ENGINE.model_dump(mode="json"),
         "replicas": REPLICAS,
         "routing": {"policy": policy},
@@ -106,6 +114,14 @@ def _live(asked: list[Asked], directory: Path, policy: str) -> tuple[list[float]
         return sent_s, records
     finally:
         serving.end()
+
+
+def _long_model(directory: Path) -> Path:
+    """Return the quickstart model's files as those of a model with a long context; its weights are not needed."""
+    shutil.copytree(QUICKSTART, directory, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": ENGINE.context_tokens}))
+    return directory
 
 
 async def _send(port: int, asked: list[Asked]) -> tuple[list[float], list[StreamRecord]]:
