@@ -9,6 +9,7 @@ PrefixCacheAffinityRouter cannot be imported without vLLM or SGLang (`import ray
 part as the policy `ray_llm_prefix`, over our index.
 """
 
+import argparse
 import asyncio
 import random
 import statistics
@@ -29,7 +30,7 @@ from tests.integration.serving import Serving
 REPLICAS = 4
 DOCUMENTS = 12
 DOCUMENT_TOKENS = 1500
-QUESTIONS = 100
+QUESTIONS = 80
 CLIENTS = 4
 POLICIES = ("serve", "ray_llm_prefix", "least_requests", "predictive")
 TITLES = {"serve": "Ray Serve's power of two", "ray_llm_prefix": "Ray Serve LLM's prefix rule"}
@@ -57,9 +58,12 @@ def prompts(seed: int = 3) -> list[list[int]]:
 
 def main() -> None:
     """Ask the same questions under each router, and write the report."""
-    report = Report("routing_live", "python -m benchmarks.routing_live")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--policies", default=",".join(POLICIES), help="`serve` and `predictive` among them")
+    policies = parser.parse_args().policies
+    report = Report("routing_live", f"python -m benchmarks.routing_live --policies {policies}")
     asked, found = prompts(), {}
-    for policy in POLICIES:
+    for policy in policies.split(","):
         with tempfile.TemporaryDirectory() as directory:
             found[policy] = answers = _live(asked, Path(directory), policy)
         title = TITLES.get(policy, policy)
