@@ -84,11 +84,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[cpu]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[cpu,build]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[cpu,build,dev]'
 	touch $@ $(VENV)/.installed
 
 clean:  ## remove the virtual environment and caches

@@ -7,6 +7,7 @@ RayTRTError
 ├── EngineDead         Serve: the replica has to be replaced
 │   └── StreamLost         … the client alone, by sending it again: one request is lost, its engine serves on
 ├── BundleMismatch     whoever builds bundles: this hardware or software cannot load it
+├── BundleCorrupt      whoever owns the store: files are not what the manifest says
 └── ConfigError        the operator: a configuration file or command line is wrong
 
 Ray rebuilds an exception in another process from its `args`, so every constructor argument goes to `super().__init__`.
@@ -89,6 +90,10 @@ class StreamLost(EngineDead):
 
 class BundleMismatch(RayTRTError):
     """A model or engine bundle cannot be loaded by this hardware or software; names both sides."""
+
+
+class BundleCorrupt(RayTRTError):
+    """A bundle's files are not what its manifest says, or the manifest is none; nothing of it was used."""
 
 
 class ConfigError(RayTRTError):

@@ -1,0 +1,14 @@
+"""CompileSettings: what the compile step fixes in an engine, or prepares for the PyTorch backend."""
+
+from pydantic import Field, PositiveInt
+
+from serve.core.strict_model import StrictModel
+
+
+class CompileSettings(StrictModel):
+    """Sizes of a TensorRT engine, or upper bounds of the PyTorch backend's; None: planned from model and GPU."""
+
+    max_batch_size: PositiveInt | None = Field(default=None, description="Sequences that are computed together.")
+    max_num_tokens: PositiveInt | None = Field(default=None, description="Tokens of one step.")
+    max_input_tokens: PositiveInt | None = Field(default=None, description="Longest prompt.")
+    context_tokens: PositiveInt | None = Field(default=None, description="Prompt and output together.")

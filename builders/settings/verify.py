@@ -1,0 +1,43 @@
+"""VerifySettings: on what the candidate is compared with its reference, and what the gate allows."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from builders.settings.quantize import TextsSettings
+from serve.core.strict_model import StrictModel
+
+
+class TaskSettings(StrictModel):
+    """The user's own questions."""
+
+    name: str = Field(min_length=1)
+    file: str = Field(
+        description="JSON lines: `prompt` or `messages`, and `answer` (exact_match), `choices` and `answer` "
+        "(multiple_choice), or `pattern` (regex); relative to the build file."
+    )
+    metric: Literal["exact_match", "multiple_choice", "regex"]
+    max_tokens: PositiveInt = Field(default=32, description="Of each answer.")
+
+
+class GateSettings(StrictModel):
+    """The worst that is published. None: not looked at."""
+
+    max_accuracy_drop: NonNegativeFloat | None = Field(
+        default=0.01, description="Of every task, and of top-1 agreement in accuracy: absolute, 0.01 is one percent."
+    )
+    min_greedy_agreement: float | None = Field(default=None, ge=0, le=1, description="Share of tokens.")
+    max_kl_divergence: NonNegativeFloat | None = Field(default=None, description="Nats a token.")
+    max_perplexity_ratio: NonNegativeFloat | None = Field(default=1.05, description="Candidate over reference.")
+
+
+class VerifySettings(StrictModel):
+    """The accuracy gate."""
+
+    texts: TextsSettings = Field(
+        default=TextsSettings(samples=64, seed=1), description="For agreement, KL, perplexity."
+    )
+    output_tokens: PositiveInt = Field(default=32, description="Greedy tokens after each text's beginning.")
+    tasks: tuple[TaskSettings, ...] = ()
+    gate: GateSettings = GateSettings()
+    golden_samples: PositiveInt = Field(default=4, description="Answers that replicas repeat when they start.")
