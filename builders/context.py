@@ -89,7 +89,8 @@ class Step(Protocol):
     """A step: `builders.steps.<name>.run`.
 
     The result is JSON; it is kept, shown, and handed to later steps. A step runs in a process of its own, and may use
-    the GPUs that it sees; an exception other than `BuildFailed` or `ConfigError` is taken for an accident, and tried again.
+    the GPUs that it sees; an exception other than `BuildFailed` or `ConfigError` is taken for an accident, and the step
+    is tried again.
     """
 
     def __call__(self, context: StepContext) -> dict[str, Any]:
