@@ -1,0 +1,46 @@
+"""`raytrt check`: check a config file without starting anything."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from serve.config import ModelConfig
+from serve.config_file import read_config_file
+from serve.engines.trtllm.line import Line
+from serve.engines.trtllm.settings import TrtllmSettings
+from serve.explain_config import usable_lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("config", type=Path, help="Serve config file")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the arguments say; returns the exit status.
+
+    Raises:
+        ConfigError: The file has a mistake.
+    """
+    for name, config in read_config_file(options.config).applications.items():
+        print(f"{name}: {', '.join(_summary(model) for model in config.models)}: good")
+    return 0
+
+
+def _summary(model: ModelConfig) -> str:
+    """Describe a model that can run.
+
+    Raises:
+        ConfigError: No line of TensorRT-LLM can run it.
+    """
+    if not isinstance(model.engine, TrtllmSettings):
+        return f"{model.id} ({model.engine.kind})"
+    if model.resources.num_gpus == 0:
+        print(
+            f"raytrt: warning: models[{model.id}].resources.num_gpus=0: TensorRT-LLM computes on GPUs; only tests want "
+            "this, remove it",
+            file=sys.stderr,
+        )
+    lines = usable_lines(model, model.engine)
+    only = "" if len(lines) == len(Line) else f" {lines[0]} only"
+    return f"{model.id} ({model.engine.kind}{only})"
