@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.report import percentile
 from serve.core.blocks import block_hashes
 from serve.core.kv_events import KvStored
 from serve.core.routing.load import LoadReport
@@ -83,13 +84,11 @@ def time_decisions(policy: Policy, replicas: int, prompt_tokens: int, rounds: in
         whole.append(decided - began)
         hashing.append(hashed - began)
         router.settle(number)
-    return DecisionTimes(_at(whole, 0.5), _at(whole, 0.99), _at(hashing, 0.5), _at(committing, 0.5))
+    return DecisionTimes(
+        percentile(whole, 0.5), percentile(whole, 0.99), percentile(hashing, 0.5), percentile(committing, 0.5)
+    )
 
 
 def time_policies(make: Mapping[str, Callable[[], Policy]], replicas: int, prompt_tokens: int) -> dict[str, float]:
     """Return the median time of a whole decision, in s, for each policy."""
     return {name: time_decisions(one(), replicas, prompt_tokens, 300).p50_s for name, one in make.items()}
-
-
-def _at(values: list[float], fraction: float) -> float:
-    return sorted(values)[int(len(values) * fraction)]

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -132,9 +132,7 @@ def run_case(setting: Setting) -> tuple[Setting, Summary]:
 
 
 def _cases(chosen: Sequence[Setting], policies: Sequence[str]) -> list[Setting]:
-    return [
-        Setting(s.workload, s.limit, s.model, s.replicas, s.cache, s.load, name) for s in chosen for name in policies
-    ]
+    return [replace(setting, policy=name) for setting in chosen for name in policies]
 
 
 def _run(cases: Sequence[Setting], jobs: int) -> Iterator[tuple[Setting, Summary]]:

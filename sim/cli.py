@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from serve.core.routing.settings import RoutingSettings
 from serve.errors import ConfigError
+from serve.yaml_file import read_settings
 from sim.arguments import add_arguments, overrides, positive_counts
 from sim.deployment import SimDeployment, make_deployment, read_deployment
 from sim.measured import measured
@@ -69,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _slo(arguments: argparse.Namespace) -> Slo:
-    slo = Slo() if arguments.slo is None else Slo.read(arguments.slo)
+    slo = Slo() if arguments.slo is None else read_settings(Slo, arguments.slo)
     limits = {"ttft_ms": arguments.ttft_ms, "tpot_ms": arguments.tpot_ms}
     return slo.model_copy(update={name: limit for name, limit in limits.items() if limit is not None})
 

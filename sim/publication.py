@@ -80,7 +80,6 @@ class LoadMessage:
             load.generated_tokens + tokens,
             load.steps + steps,
             load.busy_s + busy_s,
-            load.released_blocks,
             load.read_tokens + steps * load.context_tokens + load.running * (steps * (steps - 1) // 2),
             accepted,
         )

@@ -53,7 +53,6 @@ class SimReplica:
         self._kv = KvMessage(number, -math.inf)  # the last one, which may not have been sent yet
         self._load = LoadMessage(number, -math.inf)
         self._committed_blocks = 0
-        self._released_blocks = 0
         self._expected_tokens = 0  # prompt tokens that gateways believe will be computed for those without first token
 
     @property
@@ -87,9 +86,7 @@ class SimReplica:
                 if sequence.first_token_s == moment.at_s:  # not one that was preempted, and computed again
                     self._expected_tokens -= sequence.expected_tokens
             for sequence in moment.finished:
-                blocks = self._blocks(sequence)
-                self._committed_blocks -= blocks
-                self._released_blocks += blocks
+                self._committed_blocks -= self._blocks(sequence)
         if progress:
             self._publish(now_s, [event for moment in progress for event in moment.events])
         return progress
@@ -139,7 +136,6 @@ class SimReplica:
             generated_tokens=decoding.total_tokens,
             steps=timeline.steps,
             busy_s=timeline.busy_s,
-            released_blocks=self._released_blocks,
             read_tokens=scheduler.read_tokens,
         )
 

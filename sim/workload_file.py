@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from serve.yaml_file import read_settings
 from sim.text_file import TraceError, numbered_lines
 from sim.workload import Workload
 from sim.workload_azure import read_azure
@@ -47,7 +48,9 @@ def read_workload(
         "mooncake": lambda: read_mooncake(path, tokens_per_block or BLOCK_TOKENS, limit=limit),
         "azure": lambda: read_azure(path, tokens_per_block or default_block, limit=limit),
         "log": lambda: read_request_log(files, tokens_per_block, model=model, limit=limit),
-        "synthetic": lambda: synthesise(SyntheticWorkload.read(path), tokens_per_block or default_block, limit=limit),
+        "synthetic": lambda: synthesise(
+            read_settings(SyntheticWorkload, path), tokens_per_block or default_block, limit=limit
+        ),
     }
     return readers[kind]()
 

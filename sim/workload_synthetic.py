@@ -11,17 +11,13 @@ takes, and the gap. So all policies are given exactly the same requests at the s
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from serve.core.blocks import ROOT, block_hashes, chain_seed
-from serve.core.strict_model import StrictModel, describe_mistakes
-from serve.errors import ConfigError
-from serve.yaml_file import read_yaml
+from serve.core.strict_model import StrictModel
 from sim.workload import SimRequest, Workload, make_workload
 
 _VOCABULARY = 1 << 17
@@ -94,18 +90,6 @@ class SyntheticWorkload(StrictModel):
     answer_s: NonNegativeFloat = Field(default=0.5, description="Assumed time to the first token, for later turns")
     answer_token_s: NonNegativeFloat = Field(default=0.02, description="... and for each token of an answer.")
     streams: tuple[Stream, ...] = Field(min_length=1, description="Kinds of conversations, at the same time.")
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a file such as configs/workloads/chat.yaml.
-
-        Raises:
-            ConfigError: It cannot be read, or there is a mistake in it.
-        """
-        try:
-            return cls.model_validate(read_yaml(path))
-        except ValidationError as exc:
-            raise ConfigError(describe_mistakes(exc, f"{path}: ")) from None
 
 
 def synthesise(settings: SyntheticWorkload, tokens_per_block: int, *, limit: int | None = None) -> Workload:

@@ -40,7 +40,6 @@ class LoadReporter:
         self._told_pairs = 0.0
         self._prefilled_tokens = 0
         self._prefilled_pairs = 0.0
-        self._released_blocks = 0
         self._generated_tokens = 0
         self._steps = 0
         self._busy_s = 0.0
@@ -84,7 +83,6 @@ class LoadReporter:
         self._uncached_tokens -= sequence.uncached_tokens
         self._context_tokens -= sequence.context_tokens
         self._committed_blocks -= sequence.blocks
-        self._released_blocks += sequence.blocks
 
     def forget_totals(self) -> None:
         """Let all totals of the engine's work begin at 0 again: it may have been started anew."""
@@ -114,7 +112,6 @@ class LoadReporter:
             generated_tokens=self._generated_tokens,
             steps=self._steps,
             busy_s=self._busy_s,
-            released_blocks=self._released_blocks,
             read_tokens=self._read_tokens,
             accepted=accepted,
         )

@@ -105,7 +105,6 @@ def rescaled(report: LoadReport, factor: float) -> LoadReport:
         used_blocks=round(report.used_blocks * factor),
         total_blocks=round(report.total_blocks * factor),
         committed_blocks=round(report.committed_blocks * factor),
-        released_blocks=round(report.released_blocks * factor),
     )
 
 

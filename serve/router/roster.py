@@ -178,4 +178,4 @@ class Roster:
         router = self.router
         if report is not None and router is not None and replica_id in router.fleet:
             # Not from the replica: what is believed of its cache grows no younger by it.
-            router.fleet.report(replica_id, report, self._clock(), heard=False)
+            router.report(replica_id, report, self._clock(), heard=False)

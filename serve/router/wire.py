@@ -15,7 +15,7 @@ import msgspec
 from serve.core.kv_events import KvEventBatch
 from serve.core.routing.load import LoadReport
 
-PLANE_VERSION = 1
+PLANE_VERSION = 2
 METADATA_KEY = "event_plane"
 MAX_REQUEST_BYTES = 1024
 

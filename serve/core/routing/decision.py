@@ -32,14 +32,12 @@ class FleetView:
         prefill_token_s: Learned: seconds for each prompt token computed, attention aside.
         prefill_pair_s: Learned: seconds for each (query, key) pair of a prompt's attention.
         decode_step_s: Learned: seconds of a decode step of the present batch.
-        decode_sequence_s: Learned: by how much one more sequence lengthens a decode step.
-        release_blocks_per_s: Learned: how fast ended sequences give committed blocks back.
         queued_token_s: Learned: seconds for each prompt token that waits, with the attention that prompts have there.
         routed_share: Requests routed there lately, relative to the mean of the candidates, and to what a replica that
             is faster than most is due; 1 everywhere is balance.
         assigned_share: Prefill work routed there lately, in time, relative to the mean.
         lasting_share: As `routed_share`, over a longer time.
-        last_routed: Number of the decision that chose it last; -1 if none has.
+        last_routed: Number of the decision that chose it last, or after which it joined.
         age_s: Since its last report.
         tokens_per_block: Of the KV cache.
         now_s: The moment.
@@ -58,8 +56,6 @@ class FleetView:
     prefill_token_s: Column
     prefill_pair_s: Column
     decode_step_s: Column
-    decode_sequence_s: Column
-    release_blocks_per_s: Column
     queued_token_s: Column
     routed_share: Column
     assigned_share: Column
@@ -88,8 +84,7 @@ class PrefixMatch:
         host_blocks: Those of them that lie in host memory.
         disk_blocks: Those of them that lie on disk.
         prompt_blocks: Blocks of the prompt, rounded up.
-        common_blocks: Leading blocks that most of the recent requests had, or that every candidate holds: no reason to
-            prefer any of them.
+        common_blocks: Leading blocks that most of the recent requests had: no reason to prefer any candidate.
     """
 
     hit_blocks: Column

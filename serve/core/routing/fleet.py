@@ -29,11 +29,8 @@ _FIELDS = (
     "prefill_token_s",
     "prefill_pair_s",
     "decode_step_s",
-    "decode_sequence_s",
-    "release_blocks_per_s",
     "queued_token_s",
     "last_routed",
-    "reported_s",
     "heard_s",
 )
 _NUMBER = {name: number for number, name in enumerate(_FIELDS)}
@@ -65,14 +62,13 @@ class Reservation(NamedTuple):
 class _Replica:
     """One replica's past."""
 
-    __slots__ = ("last", "learned", "pairs_per_token", "release_rate", "reserved", "row")
+    __slots__ = ("last", "learned", "pairs_per_token", "reserved", "row")
 
     def __init__(self, row: int, fleet: FleetRates) -> None:
         self.row = row
         self.last: LoadReport | None = None
         self.learned = LearnedRates(fleet)
         self.pairs_per_token = 0.0
-        self.release_rate = 0.0
         self.reserved: dict[int, Reservation] = {}
 
 
@@ -117,7 +113,7 @@ class Fleet:
         column[:] = 0.0
         column[_NUMBER["total_blocks"]] = 1.0
         column[_NUMBER["last_routed"]] = self.decisions - 1.0  # it has been passed over since now, not for ever
-        column[[_NUMBER["reported_s"], _NUMBER["heard_s"]]] = now_s
+        column[_NUMBER["heard_s"]] = now_s
         self._set_rates(replica, self._rates.rates, 0.0, 0.0)
         self._strangers.add(row)
         self._balance.add(row, [other.row for other in self._replicas.values() if other.row != row])
@@ -152,7 +148,6 @@ class Fleet:
                 self._due_of_rows = None
                 self._strangers.discard(row)
                 self._set_rates_of_strangers()
-            self._learn_release(replica, before, report, now_s)
             self._learn_pairs(replica, before, report)
         table[_REPORTED_ROWS, row] = (
             report.running,
@@ -167,8 +162,6 @@ class Fleet:
             self._count(reservation, 1)
         rates = replica.learned.rates if replica.learned.known else self._rates.rates
         self._set_rates(replica, rates, report.running, report.context_tokens)
-        table[_NUMBER["release_blocks_per_s"], row] = replica.release_rate
-        table[_NUMBER["reported_s"], row] = now_s
         if heard:
             table[_NUMBER["heard_s"], row] = now_s
 
@@ -246,14 +239,6 @@ class Fleet:
         column[_ACTIVE] += sign * reservation.new_blocks
         column[_COMMITTED] += sign * reservation.committed_blocks
 
-    def _learn_release(self, replica: _Replica, before: LoadReport, after: LoadReport, now_s: float) -> None:
-        elapsed_s = now_s - float(self._table[_NUMBER["reported_s"], replica.row])
-        if elapsed_s <= 0.0:
-            return
-        keep = 0.5 ** (elapsed_s / 10.0)
-        rate = max(0, after.released_blocks - before.released_blocks) / elapsed_s
-        replica.release_rate = keep * replica.release_rate + (1.0 - keep) * rate
-
     def _learn_pairs(self, replica: _Replica, before: LoadReport, after: LoadReport) -> None:
         tokens = after.prefilled_tokens - before.prefilled_tokens
         if tokens > 0:
@@ -275,10 +260,8 @@ class Fleet:
             )
 
     def _set_rates(self, replica: _Replica, rates: Rates, running: float, context_tokens: float) -> None:
-        context = context_tokens / running if running else 0.0
         column = self._table[:, replica.row]
         column[_NUMBER["queued_token_s"]] = rates.token_s + rates.pair_s * replica.pairs_per_token
         column[_NUMBER["prefill_token_s"]] = rates.token_s
         column[_NUMBER["prefill_pair_s"]] = rates.pair_s
         column[_NUMBER["decode_step_s"]] = rates.decode_step_s(running, context_tokens)
-        column[_NUMBER["decode_sequence_s"]] = rates.sequence_s + rates.context_s * context

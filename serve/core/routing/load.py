@@ -21,7 +21,6 @@ class LoadReport(msgspec.Struct, frozen=True, array_like=True):
         generated_tokens: Total of output tokens.
         steps: Total of engine steps; 0 if the engine does not count them.
         busy_s: Total duration of those steps.
-        released_blocks: Total of blocks that ended sequences had committed.
         read_tokens: Total over all steps of the tokens whose keys and values decoding sequences read.
         accepted: `route_id` of each sequence accepted since the report before this one.
     """
@@ -38,6 +37,5 @@ class LoadReport(msgspec.Struct, frozen=True, array_like=True):
     generated_tokens: int = 0
     steps: int = 0
     busy_s: float = 0.0
-    released_blocks: int = 0
     read_tokens: int = 0
     accepted: tuple[int, ...] = ()

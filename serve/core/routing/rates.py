@@ -17,6 +17,7 @@ import numpy.typing as npt
 from serve.core.routing.load import LoadReport
 
 _Array = npt.NDArray[np.float64]
+_Float = TypeVar("_Float", float, _Array)
 _FEATURES = 5
 # Typical size of each feature in a second: keeps the numbers of one size.
 _SCALE = np.array([2e4, 1e8, 50.0, 1e3, 1e7])
@@ -26,9 +27,6 @@ _LEAN_S = 5.0  # of the fleet's evidence that counts as a replica's own
 _RIDGE = 1e-3  # of the squares seen
 _WINDOW_S = 0.25  # busy seconds that are looked at together: a report cuts steps, a window of many only the outer ones
 _REFIT_S = 1.0  # busy seconds between fits
-
-
-_Float = TypeVar("_Float", float, npt.NDArray[np.float64])
 
 
 class Rates(NamedTuple):

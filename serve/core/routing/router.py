@@ -53,9 +53,11 @@ class Router:
         for event in events:
             self.index.apply(row, event)
 
-    def report(self, replica_id: str, report: LoadReport, now_s: float, *, new_epoch: bool = False) -> None:
-        """Note a replica's load."""
-        self.fleet.report(replica_id, report, now_s, new_epoch=new_epoch)
+    def report(
+        self, replica_id: str, report: LoadReport, now_s: float, *, new_epoch: bool = False, heard: bool = True
+    ) -> None:
+        """Note a replica's load; `heard`: from itself, and not what this gateway knows of it anyway."""
+        self.fleet.report(replica_id, report, now_s, new_epoch=new_epoch, heard=heard)
 
     # Decisions
 

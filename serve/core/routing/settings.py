@@ -108,10 +108,9 @@ class PlainSettings(RoutingSettings):
     ]
 
 
-class SessionAffinitySettings(RoutingSettings):
-    """A session has one home: rendezvous hashing with bounded loads."""
+class AffinitySettings(RoutingSettings):
+    """When a home is too full for those that belong there."""
 
-    policy: Literal["session_affinity"]
     overload_factor: float = Field(
         default=1.5, ge=1.0, description="A home with more than this times the mean number of requests is left (SGLang)"
     )
@@ -120,17 +119,17 @@ class SessionAffinitySettings(RoutingSettings):
     )
 
 
-class LoraAffinitySettings(RoutingSettings):
+class SessionAffinitySettings(AffinitySettings):
+    """A session has one home: rendezvous hashing with bounded loads."""
+
+    policy: Literal["session_affinity"]
+
+
+class LoraAffinitySettings(AffinitySettings):
     """A LoRA adapter has a few homes."""
 
     policy: Literal["lora_affinity"]
     homes: PositiveInt = Field(default=2, description="Replicas that serve an adapter while none is overloaded.")
-    overload_factor: float = Field(
-        default=1.5, ge=1.0, description="A home with more than this times the mean number of requests is left"
-    )
-    overload_requests: NonNegativeInt = Field(
-        default=4, description="... if it also has more than this many requests above the mean."
-    )
 
 
 class DynamoSettings(RoutingSettings):

@@ -268,15 +268,12 @@ class QueueMachine(RuleBasedStateMachine):
         levels = {number: self.level(number) for number in self.inside}
         assert levels[request.number] == min(levels.values())
 
-        def account(number: int) -> str:
-            return holders[number]
-
         rivals = [number for number, level in levels.items() if level == min(levels.values())]
-        assert before[account(request.number)] == min(before[account(number)] for number in rivals)
+        assert before[holders[request.number]] == min(before[holders[number]] for number in rivals)
         same = [
             number
             for number in rivals
-            if account(number) == account(request.number) and self.inside[number][0].priority == request.priority
+            if holders[number] == holders[request.number] and self.inside[number][0].priority == request.priority
         ]
         assert request.number == min(same)  # first in, first out
         del self.inside[request.number]

@@ -38,9 +38,7 @@ events = (
     | blocks.map(lambda some: KvSnapshot(some, some, (0,) * len(some)))
 )
 batches = st.builds(KvEventBatch, counts, st.lists(events, min_size=1, max_size=3).map(tuple))
-reports = st.builds(
-    LoadReport, *[counts] * 8, st.floats(0, 1e15), *[counts] * 2, st.floats(0, 1e6), *[counts] * 2, blocks
-)
+reports = st.builds(LoadReport, *[counts] * 8, st.floats(0, 1e15), *[counts] * 2, st.floats(0, 1e6), counts, blocks)
 loads = st.builds(LoadNews, words, words, counts, counts, reports, st.floats(0, 1e9))
 facts = st.builds(Facts, st.text(), counts, counts, counts)
 news = st.builds(KvNews, words, words, counts, st.lists(batches, max_size=3).map(tuple)) | loads

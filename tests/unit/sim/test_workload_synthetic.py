@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve.yaml_file import read_settings
 from sim.slo import Slo
 from sim.workload import SimRequest, Workload
 from sim.workload_synthetic import SyntheticWorkload, synthesise
@@ -109,7 +110,7 @@ def test_adapters_do_not_share_blocks() -> None:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "workloads").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_workloads_in_the_repository_can_be_made(path: Path) -> None:
-    settings = SyntheticWorkload.read(path)
+    settings = read_settings(SyntheticWorkload, path)
     short = settings.model_copy(update={"duration_s": 30.0})
     assert len(synthesise(short, 64).requests) > 10
     assert settings.name == path.stem
@@ -117,4 +118,4 @@ def test_the_workloads_in_the_repository_can_be_made(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "slo").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_slos_in_the_repository_are_good(path: Path) -> None:
-    assert Slo.read(path) != Slo()
+    assert read_settings(Slo, path) != Slo()

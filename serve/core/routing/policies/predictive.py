@@ -92,7 +92,8 @@ class PredictivePolicy:
             cost[forgotten] = float(np.minimum.reduce(cost)) - 1.0
             return Scores(cost, terms, "unused", ttft_s)
         beyond = match.hit_blocks if not common else np.maximum(match.hit_blocks - common, 0.0)
-        return Scores(*self._settle_ties(cost, share, beyond, terms), ttft_s)
+        cost, rule = self._settle_ties(cost, share, beyond)
+        return Scores(cost, terms, rule, ttft_s)
 
     def _forgotten(self, cost: Column, price_s: float, view: FleetView) -> int | None:
         """Return an idle replica that was passed over for so long that it is worth its cost to fill its cache.
@@ -114,19 +115,17 @@ class PredictivePolicy:
             return 0.0
         return self.host_cost * match.host_blocks + self.disk_cost * match.disk_blocks
 
-    def _settle_ties(
-        self, cost: Column, share: Column, beyond: Column, terms: dict[str, Column]
-    ) -> tuple[Column, dict[str, Column], str]:
+    def _settle_ties(self, cost: Column, share: Column, beyond: Column) -> tuple[Column, str]:
         best = float(np.minimum.reduce(cost))
         near = cost <= best + max(_NEAR_S, self.tolerance * best)
         if np.count_nonzero(near) < 2:
-            return cost, terms, ""
+            return cost, ""
         # Hysteresis: a prompt stays with who holds most of it, unless somebody else is clearly better.
         holder = int((near * (beyond + 1e-9)).argmax())
         if beyond[holder] > 0.0 and beyond[holder] == np.maximum.reduce(beyond):
-            return np.where(np.arange(len(cost)) == holder, best - 1.0, cost), terms, "kept_prefix"
+            return np.where(np.arange(len(cost)) == holder, best - 1.0, cost), "kept_prefix"
         # Among equals the one with the least work lately. Below the least real cost, and never equal to it.
-        return np.where(near, best - 1.0 + 1e-3 * share, cost), terms, "near_tie"
+        return np.where(near, best - 1.0 + 1e-3 * share, cost), "near_tie"
 
 
 def _prefill_s(request: RouteRequest, view: FleetView, computed: Column, copied: Column | float) -> Column:
