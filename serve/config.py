@@ -5,6 +5,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
+from serve.artifacts.manifest import MODEL, TOKENIZER
+from serve.artifacts.reference import BundleReference, parse_reference
 from serve.core.parallel import ParallelLayout
 from serve.core.routing.settings import ModelRouting, PredictiveSettings
 from serve.core.strict_model import StrictModel, describe_mistakes
@@ -14,6 +16,7 @@ from serve.engines.transformers.settings import TransformersSettings
 from serve.engines.trtllm.settings import TrtllmSettings
 from serve.errors import ConfigError
 from serve.ingress.settings import GatewaySettings
+from serve.workers.bundle_settings import BundleSettings
 from serve.workers.engine_env import EngineEnv
 from serve.workers.group_settings import GroupSettings
 from serve.workers.launch import check_fallback, check_launch
@@ -49,6 +52,18 @@ class ModelConfig(StrictModel):
         description="Checkpoint directory (config.json, tokenizer.json, *.safetensors), the same path on every node; "
         "or builtin:quickstart, the small model that comes with the package.",
     )
+    bundle: str | None = Field(
+        default=None,
+        description="Instead of `model`: an engine bundle, store/name@alias (s3://bundles/llama-3.1-8b@prod, "
+        "./store/quickstart@3). It brings model, tokenizer, `engine` and `parallel`; what is set here comes before its "
+        "tuned settings. See docs/serving-bundles.md.",
+    )
+    bundle_fingerprint: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="The bundle that `bundle` meant when this was deployed; `raytrt up` and `raytrt deploy` fill it "
+        "in, so that Serve sees that an alias has moved. None: the alias is read when the application is built.",
+    )
     tokenizer: str | None = Field(
         default=None,
         description="Directory of the tokenizer's files and the Hugging Face config.json, on every gateway's node; "
@@ -69,10 +84,15 @@ class ModelConfig(StrictModel):
         description="`transformers`, or a section with its settings: what serves the model if its engine fails to "
         "start `max_start_failures` times. /health, a metric and a header of every answer then say so.",
     )
+    fallback_model: str | None = Field(
+        default=None,
+        description="With `bundle` and `fallback`: the checkpoint directory that the fallback loads. None: the "
+        "bundle's own model if it is not quantized, else where the build found its source, if that is here.",
+    )
     max_start_failures: PositiveInt = Field(
         default=2,
-        description="With a fallback: how often a replica tries to start the engine first. Without one, a replica "
-        "tries once, and Serve makes another replica.",
+        description="With a fallback, or an earlier bundle of the alias: how often the engine is tried first. Without "
+        "either, a replica tries once, and Serve makes another replica.",
     )
     routing: ModelRouting = Field(
         default=PredictiveSettings(),
@@ -81,6 +101,23 @@ class ModelConfig(StrictModel):
     resources: RankResources = RankResources()
     limits: ReplicaSettings = ReplicaSettings()
     watch: GroupSettings = GroupSettings()
+    bundle_check: BundleSettings = BundleSettings()
+
+    @model_validator(mode="after")
+    def _bundle_or_model(self) -> Self:
+        if self.bundle is None:
+            for name in ("bundle_fingerprint", "fallback_model"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` is for models with a `bundle`; remove it")
+            return self
+        for name in ("model", "tokenizer"):
+            if name in self.model_fields_set:
+                raise ValueError(f"`bundle` and `{name}` exclude each other, as a bundle has its own; remove one")
+        try:
+            parse_reference(self.bundle)
+        except ConfigError as exc:
+            raise ValueError(str(exc)) from None
+        return self
 
     @model_validator(mode="after")
     def _replicas_or_autoscaling(self) -> Self:
@@ -90,6 +127,8 @@ class ModelConfig(StrictModel):
 
     @model_validator(mode="after")
     def _layout_fits_engine(self) -> Self:
+        if self.bundle is not None and {"engine", "parallel"} - self.model_fields_set:
+            return self  # the bundle says the rest
         try:
             check_launch(self.engine, self.parallel, self.resources)
         except ConfigError as exc:
@@ -99,8 +138,15 @@ class ModelConfig(StrictModel):
         return self
 
     @property
+    def reference(self) -> BundleReference | None:
+        """Which bundle is served; None: a checkpoint is."""
+        return None if self.bundle is None else parse_reference(self.bundle)
+
+    @property
     def directory(self) -> Path:
-        """Where the checkpoint lies."""
+        """Where the checkpoint lies; a bundle's lies elsewhere on each node, and is not known here."""
+        if self.bundle is not None:
+            return Path(self.bundle) / MODEL
         if self.model.startswith(_BUILTIN):
             return BUILTIN_MODELS / self.model.removeprefix(_BUILTIN)
         # Absolute: the Ray orchestrator would take another string for the id of a model on a hub.
@@ -109,6 +155,8 @@ class ModelConfig(StrictModel):
     @property
     def tokenizer_directory(self) -> Path:
         """Where the gateway finds what it needs of the model; a TensorRT engine has no tokenizer of its own."""
+        if self.bundle is not None:
+            return Path(self.bundle) / TOKENIZER
         if self.tokenizer is not None:
             return Path(self.tokenizer).expanduser().absolute()
         inside = self.directory / "tokenizer"
@@ -120,7 +168,9 @@ class ModelConfig(StrictModel):
         return "model-" + "".join(c if c.isalnum() or c in "._-" else "-" for c in self.id)
 
     def check_files(self) -> None:
-        """Raise ConfigError if the checkpoint directory is not there, or cannot be split as asked."""
+        """Raise ConfigError if the checkpoint is not there, or cannot be split as asked; of bundles, nothing is here."""
+        if self.bundle is not None:
+            return
         if self.model.startswith(_BUILTIN) and not self.directory.is_dir():
             known = ", ".join(f"{_BUILTIN}{path.name}" for path in sorted(BUILTIN_MODELS.iterdir()) if path.is_dir())
             raise ConfigError(f"models[{self.id}].model: {self.model!r} is not built in; there is {known}")

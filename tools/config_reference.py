@@ -16,6 +16,7 @@ FIRST = (
     "GroupSettings",
     "ScalingSettings",
     "ReplicaSettings",
+    "BundleSettings",
     "RoutingSettings",
     "FairnessSettings",
     "PredictiveSettings",
