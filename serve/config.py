@@ -168,7 +168,7 @@ class ModelConfig(StrictModel):
         return "model-" + "".join(c if c.isalnum() or c in "._-" else "-" for c in self.id)
 
     def check_files(self) -> None:
-        """Raise ConfigError if the checkpoint is not there, or cannot be split as asked; of bundles, nothing is here."""
+        """Raise ConfigError if the checkpoint is not there, or cannot be split as asked. Bundles are not looked at."""
         if self.bundle is not None:
             return
         if self.model.startswith(_BUILTIN) and not self.directory.is_dir():
