@@ -21,10 +21,22 @@ class TaskSettings(StrictModel):
 
 
 class GateSettings(StrictModel):
-    """The worst that is published. None: not looked at."""
+    """The worst that is published. None: not looked at.
+
+    What is measured is an estimate with a 95 % interval, and a small sample has a wide one. `decide_by` says what then
+    counts: docs/verification.md.
+    """
+
+    decide_by: Literal["evidence", "estimate", "proof"] = Field(
+        default="evidence",
+        description="evidence: refused if the estimate is beyond the limit, and the sample shows that there is a change "
+        "at all; what it cannot tell is passed, and said. estimate: the estimate alone counts. proof: refused "
+        "unless the whole interval is within the limit, so that a sample that is too small is refused.",
+    )
 
     max_accuracy_drop: NonNegativeFloat | None = Field(
-        default=0.01, description="Of every task, and of top-1 agreement in accuracy: absolute, 0.01 is one percent."
+        default=0.01,
+        description="Of every task, and of predicting the next token of the texts: absolute, 0.01 is one percent.",
     )
     min_greedy_agreement: float | None = Field(default=None, ge=0, le=1, description="Share of tokens.")
     max_kl_divergence: NonNegativeFloat | None = Field(default=None, description="Nats a token.")
@@ -40,4 +52,12 @@ class VerifySettings(StrictModel):
     output_tokens: PositiveInt = Field(default=32, description="Greedy tokens after each text's beginning.")
     tasks: tuple[TaskSettings, ...] = ()
     gate: GateSettings = GateSettings()
+    reference_engine: Literal["auto", "transformers"] = Field(
+        default="auto",
+        description="What computes the reference. auto: the engine that serves the bundle, with the unquantized "
+        "checkpoint; transformers, if that does not start.",
+    )
+    reference_device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Of the transformers engine; cpu: for a model that fits no GPU unquantized."
+    )
     golden_samples: PositiveInt = Field(default=4, description="Answers that replicas repeat when they start.")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from serve.artifacts.node_facts import NodeFacts
 from serve.core.strict_model import StrictModel
@@ -22,10 +22,27 @@ class TaskAccuracy(StrictModel):
     """Accuracy on one task, of both sides on the same questions."""
 
     name: str
-    metric: Literal["exact_match", "multiple_choice", "regex"]
+    metric: Literal["next_token", "exact_match", "multiple_choice", "regex"] = Field(
+        description="next_token: whether the likeliest token is the one that stands in the text; needs no questions."
+    )
     reference: Estimate
     candidate: Estimate
     drop: Estimate = Field(description="Reference less candidate, paired; positive: the candidate is worse.")
+
+
+class GateCheck(StrictModel):
+    """One limit of the gate, and what was measured."""
+
+    name: str = Field(description="What was measured: `greedy agreement`, `accuracy drop, <task>`, ...")
+    measured: Estimate | None = Field(default=None, description="None: it could not be measured.")
+    limit: float = Field(description="What the gate allows.")
+    at_least: bool = Field(default=False, description="The limit is the least that is allowed, not the most.")
+    passed: bool
+    certain: bool = Field(
+        default=True, description="The whole interval is on one side of the limit: another sample would tell the same."
+    )
+    reason: str = Field(default="", description="Why it was refused, or why it could not be measured.")
+    hint: str = Field(default="", description="What would make it certain.")
 
 
 class AccuracyReport(StrictModel):
@@ -33,13 +50,25 @@ class AccuracyReport(StrictModel):
 
     reference: str = Field(description="What the reference is: engine, source, precision.")
     candidate: str
-    greedy_agreement: Estimate | None = Field(default=None, description="Share of greedy tokens that are the same.")
-    kl_divergence: Estimate | None = Field(default=None, description="KL(reference || candidate), nats a token.")
+    texts: NonNegativeInt = Field(default=0, description="That both were given.")
+    tokens: NonNegativeInt = Field(default=0, description="Of these texts, that both predicted.")
+    greedy_agreement: Estimate | None = Field(
+        default=None, description="Share of greedy tokens that are the same after the same tokens."
+    )
+    same_outputs: Estimate | None = Field(
+        default=None, description="Share of greedy continuations that are the same to their end."
+    )
+    kl_divergence: Estimate | None = Field(
+        default=None, description="KL(reference || candidate), nats a token; a lower bound, from the likeliest tokens."
+    )
     reference_perplexity: float | None = None
     candidate_perplexity: float | None = None
+    perplexity_ratio: Estimate | None = Field(default=None, description="Candidate over reference.")
     tasks: tuple[TaskAccuracy, ...] = ()
     passed: bool
     reasons: tuple[str, ...] = Field(default=(), description="Why not, each with the measured and the allowed value.")
+    checks: tuple[GateCheck, ...] = Field(default=(), description="What the gate looked at.")
+    notes: tuple[str, ...] = Field(default=(), description="What could not be measured, or not well enough, and why.")
 
 
 class LoadPoint(StrictModel):
@@ -54,6 +83,8 @@ class LoadPoint(StrictModel):
     ttft_p95_s: NonNegativeFloat
     tpot_p50_s: NonNegativeFloat
     tpot_p95_s: NonNegativeFloat
+    within_limits: float = Field(default=0.0, ge=0, le=1, description="Share of the requests that met both limits.")
+    failed: NonNegativeInt = Field(default=0, description="Requests that were refused, or did not end in time.")
 
 
 class PerformanceReport(StrictModel):
@@ -65,8 +96,11 @@ class PerformanceReport(StrictModel):
     output_tokens: PositiveInt
     ttft_limit_s: NonNegativeFloat
     tpot_limit_s: NonNegativeFloat
+    percentile: PositiveFloat = Field(default=95.0, description="Of the requests that have to meet both limits.")
     points: tuple[LoadPoint, ...] = Field(min_length=1)
-    best: LoadPoint
+    best: LoadPoint = Field(
+        description="Most goodput of the points at which enough requests met the limits; of all, if there is none."
+    )
 
 
 class GoldenSample(StrictModel):
