@@ -29,11 +29,10 @@ class GateSettings(StrictModel):
 
     decide_by: Literal["evidence", "estimate", "proof"] = Field(
         default="evidence",
-        description="evidence: refused if the estimate is beyond the limit, and the sample shows that there is a change "
-        "at all; what it cannot tell is passed, and said. estimate: the estimate alone counts. proof: refused "
+        description="evidence: refused if the estimate is beyond the limit, and the sample shows that there is any "
+        "change at all; what it cannot tell is passed, and said. estimate: the estimate alone counts. proof: refused "
         "unless the whole interval is within the limit, so that a sample that is too small is refused.",
     )
-
     max_accuracy_drop: NonNegativeFloat | None = Field(
         default=0.01,
         description="Of every task, and of predicting the next token of the texts: absolute, 0.01 is one percent.",
