@@ -1,0 +1,259 @@
+"""The steps of a build: which there are, what each depends on, and which are still to be done. PURE.
+
+A step's fingerprint covers what its output depends on, and no more: its code's version, the parts of the specification
+that `SPEC_PARTS` names, the fingerprints of the steps it needs, user files by content, library versions and hardware.
+That a step reads no other part is enforced: it is given a specification where these have their defaults
+(`visible_spec`). The fingerprint of the last step is the bundle's.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from builders.context import StepName
+from builders.resources import StepResources, step_resources
+from builders.spec import BuildSpec
+from serve.artifacts.fingerprint import fingerprint
+from serve.artifacts.manifest import BundleKind
+from serve.artifacts.node_facts import NodeFacts
+
+# Parts of the specification that shape a step's output, by dotted name.
+SPEC_PARTS: Mapping[StepName, tuple[str, ...]] = {
+    StepName.FETCH: (),
+    StepName.REFERENCE: (
+        "kind",
+        "parallel",
+        "engine",
+        "verify.texts",
+        "verify.output_tokens",
+        "verify.tasks",
+        "verify.reference_engine",
+        "verify.reference_device",
+    ),
+    StepName.QUANTIZE: ("kind", "quantize"),
+    StepName.COMPILE: ("kind", "parallel", "engine", "compile", "tune", "quantize"),
+    StepName.TUNE: ("kind", "parallel", "engine", "tune"),
+    StepName.VERIFY: ("kind", "parallel", "engine", "verify", "tune"),
+    StepName.PUBLISH: ("kind", "parallel"),
+}
+# What a step may read besides: names that it writes into reports, and how it runs.
+_LABELS = ("name", "store", "source", "target", "aliases", "fallback")
+
+# Distributions whose versions shape an output.
+_LIBRARIES: Mapping[StepName, tuple[str, ...]] = {
+    StepName.REFERENCE: ("tensorrt_llm", "torch", "transformers"),
+    StepName.QUANTIZE: ("torch", "transformers", "nvidia-modelopt"),
+    StepName.COMPILE: ("tensorrt_llm", "tensorrt", "torch", "transformers"),
+    StepName.TUNE: ("tensorrt_llm", "torch", "transformers"),
+    StepName.VERIFY: ("tensorrt_llm", "torch", "transformers"),
+    StepName.PUBLISH: ("tensorrt_llm", "torch", "transformers"),
+}
+_HARDWARE = frozenset({StepName.COMPILE, StepName.TUNE, StepName.VERIFY, StepName.PUBLISH})
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """The source checkpoint.
+
+    Attributes:
+        digest: Fingerprint of its files' digests, or of what names them for ever (a hub's commit).
+        text: For people: where it is, how many files, how large.
+        revision: Commit of a hub's model; None: the source has no revisions.
+    """
+
+    digest: str
+    text: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class BuildFacts:
+    """What a build depends on besides its specification.
+
+    Attributes:
+        source: The checkpoint.
+        node: A node of the target, as our own Python sees it.
+        engine_node: The same as the target's `engine_env` sees it; equal where there is none.
+        code: Version of each step's code.
+        user_files: BLAKE3 of the files that the specification names, as it names them.
+    """
+
+    source: SourceFacts
+    node: NodeFacts
+    engine_node: NodeFacts
+    code: Mapping[StepName, int]
+    user_files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepNode:
+    """One step of a build.
+
+    Attributes:
+        name: Which.
+        fingerprint: Of its output.
+        needs: Steps whose output it reads.
+        resources: What it reserves.
+    """
+
+    name: StepName
+    fingerprint: str
+    needs: tuple[StepName, ...]
+    resources: StepResources
+
+
+class StepState(StrEnum):
+    """What is to be done about a step."""
+
+    RUN = "run"
+    CACHED = "cached"  # its output is in the store
+    NOT_NEEDED = "not needed"  # all that needs it is there
+
+
+@dataclass(frozen=True)
+class BuildGraph:
+    """The steps of one build, in an order in which they can run."""
+
+    spec: BuildSpec
+    steps: tuple[StepNode, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the bundle."""
+        return self.steps[-1].fingerprint
+
+    def node(self, name: StepName) -> StepNode:
+        """Return one step."""
+        return next(step for step in self.steps if step.name is name)
+
+    def states(self, recorded: Collection[str], published: bool) -> Mapping[StepName, StepState]:
+        """Decide what has to be done.
+
+        Args:
+            recorded: Fingerprints of the steps whose output is in the store.
+            published: Whether the bundle is there.
+        """
+        needed = set() if published else {self.steps[-1].name}
+        states: dict[StepName, StepState] = {}
+        for step in reversed(self.steps):
+            if step.name not in needed:
+                done = step.fingerprint in recorded or (published and step is self.steps[-1])
+                states[step.name] = StepState.CACHED if done else StepState.NOT_NEEDED
+            elif step.fingerprint in recorded:
+                states[step.name] = StepState.CACHED
+            else:
+                states[step.name] = StepState.RUN
+                needed.update(step.needs)
+        return {step.name: states[step.name] for step in self.steps}
+
+
+def make_graph(spec: BuildSpec, facts: BuildFacts) -> BuildGraph:
+    """Lay out the steps of a build.
+
+    Raises:
+        PlacementError, ConfigError: The engine's ranks cannot be started as the specification has it.
+    """
+    steps: dict[StepName, StepNode] = {}
+    for name, needs in step_needs(spec).items():
+        covered = _covered(spec, facts, name) | {"needs": {need.value: steps[need].fingerprint for need in needs}}
+        steps[name] = StepNode(name, fingerprint(covered), needs, step_resources(spec, name))
+    return BuildGraph(spec, tuple(steps.values()))
+
+
+def step_needs(spec: BuildSpec) -> Mapping[StepName, tuple[StepName, ...]]:
+    """Return the steps of a build, in order, and what each needs."""
+    model = [StepName.FETCH]
+    if spec.quantize.recipe != "none" or spec.quantize.kv_cache != "auto":
+        model.append(StepName.QUANTIZE)
+    steps: dict[StepName, tuple[StepName, ...]] = {StepName.FETCH: (), StepName.REFERENCE: (StepName.FETCH,)}
+    if StepName.QUANTIZE in model:
+        steps[StepName.QUANTIZE] = (StepName.FETCH,)
+    if spec.kind is not BundleKind.TRANSFORMERS_CHECKPOINT:
+        steps[StepName.COMPILE] = tuple(model)
+        model.append(StepName.COMPILE)
+    steps[StepName.TUNE] = tuple(model)
+    steps[StepName.VERIFY] = (*model, StepName.REFERENCE, StepName.TUNE)
+    steps[StepName.PUBLISH] = (*model, StepName.TUNE, StepName.VERIFY)
+    return steps
+
+
+def visible_spec(spec: BuildSpec, step: StepName) -> BuildSpec:
+    """Return the specification as a step sees it: what its fingerprint does not cover has its default."""
+    if step in (StepName.FETCH, StepName.PUBLISH):
+        # What fetch takes is in the source's digest; what publish quotes is covered by the other steps' fingerprints.
+        return spec
+    shown: dict[str, Any] = {}
+    full = spec.model_dump(mode="json")
+    for part in (*_LABELS, *SPEC_PARTS[step]):
+        _put(shown, part, _get(full, part))
+    return BuildSpec.model_validate(shown)
+
+
+def files_of(spec: BuildSpec, step: StepName) -> tuple[str, ...]:
+    """Return the user's files that a step reads, as the specification names them."""
+    files = {
+        StepName.REFERENCE: [spec.verify.texts.file, *(task.file for task in spec.verify.tasks)],
+        StepName.QUANTIZE: [spec.quantize.calibration.file],
+        StepName.VERIFY: [spec.verify.texts.file, *(task.file for task in spec.verify.tasks)],
+    }
+    return tuple(dict.fromkeys(file for file in files.get(step, []) if file is not None))
+
+
+def _covered(spec: BuildSpec, facts: BuildFacts, step: StepName) -> dict[str, Any]:
+    """Return what a step's fingerprint covers, besides the steps it needs."""
+    full = spec.model_dump(mode="json")
+    covered: dict[str, Any] = {
+        "step": step.value,
+        "code": facts.code[step],
+        "spec": {part: _with_digests(_get(full, part), facts.user_files) for part in SPEC_PARTS[step]},
+    }
+    if step is StepName.FETCH:
+        covered["source"] = facts.source.digest
+    node = facts.engine_node if step_resources(spec, step).engine_env else facts.node
+    covered["libraries"] = {
+        name: node.libraries[name]
+        for name in _LIBRARIES.get(step, ())
+        if name in node.libraries and (name[:8] != "tensorrt" or spec.kind.engine == "trtllm")
+    }
+    if step in _HARDWARE:
+        covered["hardware"] = _hardware(spec, node)
+    return covered
+
+
+def _hardware(spec: BuildSpec, node: NodeFacts) -> dict[str, Any]:
+    if spec.target.accelerator is None:
+        return {"machine": node.machine}
+    # Memory in whole GiB: drivers differ by a few MiB. A node's GPUs are taken to be alike, as Ray takes them.
+    gpus = sorted({(gpu.name, gpu.compute_capability, round(gpu.memory_bytes / _GIB)) for gpu in node.gpus})
+    covered: dict[str, Any] = {"machine": node.machine, "gpus": gpus}
+    if spec.kind is BundleKind.TENSORRT_ENGINE:
+        covered |= {"driver": node.driver, "cuda": node.cuda}
+    return covered
+
+
+def _get(document: Mapping[str, Any], part: str) -> Any:
+    value: Any = document
+    for key in part.split("."):
+        value = value[key]
+    return value
+
+
+def _with_digests(value: Any, user_files: Mapping[str, str]) -> Any:
+    """Replace the names of the user's files by their digests: what they are called shapes nothing."""
+    match value:
+        case {"file": str(name), **rest}:
+            return {**_with_digests(rest, user_files), "file": user_files[name]}
+        case dict():
+            return {key: _with_digests(item, user_files) for key, item in value.items()}
+        case list():
+            return [_with_digests(item, user_files) for item in value]
+    return value
+
+
+def _put(document: dict[str, Any], part: str, value: Any) -> None:
+    *path, last = part.split(".")
+    for key in path:
+        document = document.setdefault(key, {})
+    document[last] = value
