@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from builders.quantize.recipes import recipe_mistakes
 from builders.settings.compile import CompileSettings
 from builders.settings.quantize import QuantizeSettings
 from builders.settings.source import SourceSettings
@@ -58,6 +59,12 @@ class BuildSpec(StrictModel):
     @model_validator(mode="after")
     def _engine_is_good(self) -> Self:
         self.engine_settings()  # for its errors
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_fits_kind(self) -> Self:
+        if mistakes := recipe_mistakes(self.quantize, self.kind):
+            raise ValueError("; ".join(mistakes))
         return self
 
     def engine_settings(self) -> TrtllmSettings | TransformersSettings:
