@@ -8,6 +8,7 @@ RayTRTError
 │   └── StreamLost         … the client alone, by sending it again: one request is lost, its engine serves on
 ├── BundleMismatch     whoever builds bundles: this hardware or software cannot load it
 ├── BundleCorrupt      whoever owns the store: files are not what the manifest says
+├── StoreUnavailable   whoever runs the store: it cannot be reached, or refuses; trying again later may help
 └── ConfigError        the operator: a configuration file or command line is wrong
 
 Ray rebuilds an exception in another process from its `args`, so every constructor argument goes to `super().__init__`.
@@ -94,6 +95,10 @@ class BundleMismatch(RayTRTError):
 
 class BundleCorrupt(RayTRTError):
     """A bundle's files are not what its manifest says, or the manifest is none; nothing of it was used."""
+
+
+class StoreUnavailable(RayTRTError):
+    """An artifact store cannot be reached, or refuses what is asked of it; it was tried several times."""
 
 
 class ConfigError(RayTRTError):

@@ -1,5 +1,6 @@
 """Manifest: what an engine bundle is, how it was made, who may load it, and the digest of every file."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any, Literal, Self
@@ -51,6 +52,20 @@ class FileEntry(StrictModel):
         if odd or not path or pure.is_absolute() or pure.as_posix() != path or {"..", "."} & set(pure.parts):
             raise ValueError(f"{path!r} is no path inside the bundle; the bundle was tampered with: do not use it")
         return path
+
+
+def check_paths(files: Sequence[FileEntry]) -> None:
+    """Check the paths of a list of files together.
+
+    Raises:
+        ValueError: One is there twice, they are out of order, or one is a file and a directory.
+    """
+    paths = [entry.path for entry in files]
+    if sorted(set(paths)) != paths:
+        raise ValueError("files: paths have to be unique and in order; the list was tampered with")
+    parents = {parent.as_posix() for path in paths for parent in PurePosixPath(path).parents}
+    if both := parents.intersection(paths):
+        raise ValueError(f"files: {min(both)!r} is a file and a directory; the list was tampered with")
 
 
 class Requirements(StrictModel):
@@ -126,11 +141,9 @@ class Manifest(StrictModel):
     files: tuple[FileEntry, ...] = Field(min_length=1, description="Every file but the manifest, ordered by path.")
 
     @model_validator(mode="after")
-    def _paths_are_unique(self) -> Self:
-        paths = [entry.path for entry in self.files]
-        if sorted(set(paths)) != paths:
-            raise ValueError("files: paths have to be unique and in order; the manifest was tampered with")
-        if MANIFEST in paths:
+    def _paths_are_good(self) -> Self:
+        check_paths(self.files)
+        if any(entry.path == MANIFEST for entry in self.files):
             raise ValueError(f"files: {MANIFEST} cannot list itself; the manifest was tampered with")
         return self
 

@@ -119,6 +119,17 @@ class ArtifactStore(Protocol):
             BundleCorrupt: A blob is missing, too short or too long, or has another digest.
         """
 
+    def find_build(self, key: str) -> str | None:
+        """Return the fingerprint that a build with this key led to, if its bundle is still there."""
+
+    def record_build(self, key: str, fingerprint: str) -> None:
+        """Remember what a build led to.
+
+        Args:
+            key: A fingerprint of all that the builder knows before the first step: specification, sources, versions.
+            fingerprint: Of the bundle.
+        """
+
     # Names
 
     def names(self) -> tuple[str, ...]:
@@ -171,15 +182,38 @@ class ArtifactStore(Protocol):
         lease_s: float = 30.0,
         wait: Callable[[str], None] | None = None,
     ) -> AbstractContextManager[Lock]:
-        """Take a lock. While somebody else holds it, wait, and tell `wait` who does; a holder that died loses it."""
+        """Take a lock. While somebody else holds it, wait, and tell `wait` who does; a holder that died loses it.
+
+        Args:
+            key: Of the lock, any text.
+            holder: What others are told.
+            lease_s: How long the lock outlasts a holder that was cut off; one that died on this machine loses it at
+                once.
+            wait: Called each time that the holder was looked at, about once a second; an exception ends the waiting.
+        """
 
     def use(self, fingerprint: str, holder: str, lease_s: float = 3600.0) -> None:
-        """Say that a deployment uses a bundle, until the lease ends or is renewed by another call."""
+        """Say that a deployment uses a bundle, or a build a step, until the lease ends or is renewed by another call.
 
-    def collect(self, *, keep_versions: int = 5, keep_steps_s: float = 7 * 86400.0, dry_run: bool = False) -> Collected:
+        Raises:
+            ConfigError: There is no such bundle or step, or a collection removed it just now.
+        """
+
+    def collect(
+        self,
+        *,
+        keep_versions: int = 5,
+        keep_steps_s: float = 7 * 86400.0,
+        grace_s: float = 3600.0,
+        dry_run: bool = False,
+    ) -> Collected:
         """Remove what nobody needs.
 
-        Kept are bundles that an alias points to, or pointed to before its last move, that are among the newest
-        `keep_versions` of a name, or in use; steps younger than `keep_steps_s`, or of a build that is running; and
-        every blob of these, and of a publication under way.
+        Kept are bundles that an alias points to, or pointed to before its last move, or would be rolled back to, that
+        are among the newest `keep_versions` of a name, or in use; steps younger than `keep_steps_s`, in use, or all of
+        them while a build is running; whatever is younger than `grace_s`; and every blob of these, and of a publication
+        under way.
+
+        Raises:
+            BundleCorrupt: A bundle's manifest cannot be read, so that nobody knows which blobs it needs.
         """

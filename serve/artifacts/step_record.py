@@ -1,10 +1,10 @@
 """StepRecord: what one step of a build made, kept in the store so that no build makes it again."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, model_validator
 
-from serve.artifacts.manifest import FileEntry
+from serve.artifacts.manifest import FileEntry, check_paths
 from serve.core.strict_model import StrictModel
 
 
@@ -19,3 +19,8 @@ class StepRecord(StrictModel):
     seconds: NonNegativeFloat = Field(default=0.0, description="How long it took.")
     created: str = Field(description="ISO 8601, UTC.")
     node: str = Field(default="", description="Name of the host it ran on.")
+
+    @model_validator(mode="after")
+    def _paths_are_good(self) -> Self:
+        check_paths(self.files)
+        return self

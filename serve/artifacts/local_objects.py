@@ -1,0 +1,181 @@
+"""LocalObjects: a directory of this machine, or one that several machines mount (NFS and its like)."""
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from serve.artifacts.exclusive import create_by_settling
+from serve.artifacts.file_copy import copy_file, copy_range, flush_directory
+from serve.artifacts.file_state import FileState, check_unchanged
+from serve.artifacts.objects import ObjectInfo
+from serve.artifacts.retry import Retry
+
+TEMPORARY = "tmp"
+_T = TypeVar("_T")
+# What `link` says on file systems without hard links.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
+
+
+class LocalObjects:
+    """Objects as files. Each is written under a temporary name, flushed to the disk, and then given its name.
+
+    Renaming replaces what has the name, so `create` makes a hard link instead, which fails if the name is taken, on NFS
+    too.
+
+    Args:
+        directory: Made when something is written.
+        retry: For what a network file system may fail to do.
+    """
+
+    def __init__(self, directory: Path, retry: Retry | None = None) -> None:
+        self._directory = directory
+        self._retry = retry or Retry()
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return str(self._directory)
+
+    def read(self, key: str) -> bytes | None:
+        """Return an object; None: there is none."""
+
+        def action() -> bytes | None:
+            try:
+                with self._open(key) as descriptor:
+                    return _read_all(descriptor)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+        return self._run("read", key, action)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object that must not be there yet."""
+
+        def action() -> bool:
+            with self._temporary() as temporary:
+                _write_new(temporary, data)
+                try:
+                    self._give_name(temporary, key, os.link)
+                except FileExistsError:
+                    return self.read(key) == data
+                except OSError as exc:
+                    if exc.errno not in _NO_LINKS:
+                        raise
+                    return self._create_without_links(key, data)
+                return True
+
+        return self._run("create", key, action)
+
+    def _create_without_links(self, key: str, data: bytes) -> bool:
+        return create_by_settling(
+            lambda: self.read(key), lambda content: self.put(key, content), data, self._retry.sleep
+        )
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, or overwrite it."""
+
+        def action() -> None:
+            with self._temporary() as temporary:
+                _write_new(temporary, data)
+                self._give_name(temporary, key, os.replace)
+
+        self._run("write", key, action)
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+
+        def action() -> None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(self._directory / key)
+
+        self._run("remove", key, action)
+
+    def size(self, key: str) -> int | None:
+        """Return the size of an object in bytes; None: there is none."""
+
+        def action() -> int | None:
+            try:
+                return os.stat(self._directory / key, follow_symlinks=False).st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+        return self._run("look for", key, action)
+
+    def listing(self, prefix: str) -> tuple[ObjectInfo, ...]:
+        """Return the objects below `prefix/`, ordered by key."""
+        return self._run("list", prefix, lambda: tuple(sorted(self._walk(prefix), key=lambda info: info.key)))
+
+    def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        for parent, _, names in os.walk(self._directory / prefix):
+            for name in names:
+                path = Path(parent, name)
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    status = path.stat(follow_symlinks=False)
+                    key = path.relative_to(self._directory).as_posix()
+                    yield ObjectInfo(key, status.st_size, status.st_mtime)
+
+    def upload(self, source: Path, key: str, state: FileState) -> None:
+        """Write a file's content as an object, or overwrite it."""
+
+        def action() -> None:
+            with self._temporary() as temporary:
+                copy_file(source, temporary)
+                check_unchanged(source, state)
+                self._give_name(temporary, key, os.replace)
+
+        self._run("write", key, action)
+
+    def copy_range(self, key: str, start: int, length: int, descriptor: int) -> int:
+        """Write a part of an object into an open file, at the same offset; return how many bytes there were."""
+
+        def action() -> int:
+            with self._open(key) as source:
+                return copy_range(source, descriptor, start, length)
+
+        return self._run("read", key, action)
+
+    @contextlib.contextmanager
+    def _open(self, key: str) -> Iterator[int]:
+        # A symbolic link is never ours: it would let whoever may write into the store show us any file of this machine.
+        descriptor = os.open(self._directory / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        folder = self._directory / TEMPORARY
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / uuid.uuid4().hex
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _give_name(self, temporary: Path, key: str, give: Callable[[Path, Path], None]) -> None:
+        target = self._directory / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        give(temporary, target)
+        flush_directory(target.parent)
+
+    def _run(self, verb: str, key: str, action: Callable[[], _T]) -> _T:
+        return self._retry.run(f"cannot {verb} {self._directory / key}", action)
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_all(descriptor: int) -> bytes:
+    parts = []
+    while part := os.read(descriptor, 1 << 20):
+        parts.append(part)
+    return b"".join(parts)

@@ -1,0 +1,32 @@
+"""Manifests as they are read from a store or a directory."""
+
+from pydantic import ValidationError
+
+from serve.artifacts.manifest import Manifest
+from serve.core.strict_model import describe_mistakes
+from serve.errors import BundleCorrupt
+
+
+def parse_manifest(data: bytes, source: str, fingerprint: str | None = None) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        data: The file.
+        source: Where it is, for messages.
+        fingerprint: That it has to have; None: any.
+
+    Raises:
+        BundleCorrupt: It is none, or another bundle's.
+    """
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as exc:
+        raise BundleCorrupt(f"{source} is no manifest of a bundle:\n{describe_mistakes(exc, 'manifest')}") from None
+    if fingerprint is not None and manifest.fingerprint != fingerprint:
+        raise BundleCorrupt(f"{source} is the manifest of {manifest.fingerprint}, not of {fingerprint}")
+    return manifest
+
+
+def write_manifest(manifest: Manifest) -> bytes:
+    """Write a manifest, as stores and directories have it."""
+    return (manifest.model_dump_json(indent=1) + "\n").encode()
