@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import get_args
 
 from serve.core.routing.settings import POLICY_NAMES
-from serve.engines.simulated.hardware import GPUS, MODELS, Precision
+from serve.engines.simulated.hardware import GPUS, Precision
+from serve.engines.simulated.known_models import MODELS
 from serve.errors import ConfigError
 from sim.deployment import Overrides
 from sim.options import SimOptions

@@ -2,21 +2,26 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from serve.config import ModelConfig, parse_applications
 from serve.core.routing.settings import RoutingSettings
 from serve.core.strict_model import describe_mistakes
-from serve.engines.simulated.hardware import GPUS, MODELS, ModelShape, Precision
+from serve.engines.simulated.checkpoint import Checkpoint, read_checkpoint
+from serve.engines.simulated.hardware import GPUS, Precision, gpu_named
+from serve.engines.simulated.known_models import MODELS
+from serve.engines.simulated.model_shape import ModelShape
 from serve.engines.simulated.settings import FixedLatencySettings, RooflineSettings, SimulatedSettings
+from serve.engines.simulated.split import Precisions
 from serve.engines.transformers.settings import TransformersSettings
 from serve.engines.trtllm.settings import TrtllmSettings
 from serve.errors import ConfigError
 from serve.yaml_file import read_yaml
-from sim.checkpoint import read_checkpoint
 
-_KV_PRECISION: dict[str, Precision] = {"auto": "bf16", "fp8": "fp8", "fp8_ds_mla": "fp8", "nvfp4": "fp4"}
+_REMEDY = f"describe the model by --model instead, one of {', '.join(MODELS)}"
+_KV_PRECISION: dict[str, Precision] = {"fp8": "fp8", "fp8_ds_mla": "fp8", "nvfp4": "fp4"}
 
 
 @dataclass(frozen=True)
@@ -116,22 +121,30 @@ def _of_model(path: Path, model: ModelConfig, overrides: Overrides) -> SimDeploy
         if engine.speed != 1.0:
             notes.append(f"speed={engine.speed:g} is taken as 1: virtual time needs no hurry")
         return SimDeployment(engine.model_copy(update={"faults": (), "speed": 1.0}), gpus, notes=tuple(notes))
-    shape, weights = _shape(model, overrides)
-    gpu = overrides.gpu or _gpu(path, model)
+    checkpoint = _checkpoint(model, overrides)
+    latency = RooflineSettings.model_construct(
+        model=checkpoint.shape,
+        gpu=overrides.gpu or _gpu(path, model),
+        tensor_parallel=model.parallel.tensor,
+        pipeline_parallel=model.parallel.pipeline,
+        expert_parallel=model.parallel.expert,
+        weights=checkpoint.precisions.weights,
+        attention_weights=checkpoint.precisions.attention,
+        kv_cache=checkpoint.precisions.kv_cache,
+    )
     if isinstance(engine, TransformersSettings):
-        simulated = _of_transformers(engine, shape, weights, gpu, model.parallel.tensor)
-    else:
-        simulated = _of_trtllm(engine, shape, weights, gpu, model.parallel.world_size)
-    pipeline = model.parallel.pipeline
-    note = f"pipeline={pipeline} is simulated as so much more tensor parallelism"
-    return SimDeployment(simulated, model.parallel.world_size, notes=(note,) if pipeline > 1 else ())
+        return SimDeployment(_of_transformers(engine, latency), model.parallel.world_size)
+    return SimDeployment(_of_trtllm(engine, latency), model.parallel.world_size)
 
 
-def _shape(model: ModelConfig, overrides: Overrides) -> tuple[ModelShape, Precision]:
+def _checkpoint(model: ModelConfig, overrides: Overrides) -> Checkpoint:
     if overrides.model is not None:
-        return _known_model(overrides.model), overrides.weights or "bf16"
-    shape, weights = read_checkpoint(model.directory)
-    return shape, overrides.weights or weights
+        checkpoint = Checkpoint(_known_model(overrides.model), Precisions(), overrides.model, False)
+    else:
+        checkpoint = read_checkpoint(model.directory, _REMEDY)
+    if overrides.weights is None:
+        return checkpoint
+    return replace(checkpoint, precisions=Precisions(weights=overrides.weights))
 
 
 def _known_model(name: str) -> ModelShape:
@@ -141,22 +154,22 @@ def _known_model(name: str) -> ModelShape:
 
 
 def _gpu(path: Path, model: ModelConfig) -> str:
-    asked = (model.resources.accelerator_type or "").lower()
-    for name in GPUS:
-        if asked and name.startswith(asked):
-            return name
+    name = gpu_named(model.resources.accelerator_type or "")
+    if name is not None:
+        return name
     raise ConfigError(
         f"{path}: models[{model.id}].resources.accelerator_type={model.resources.accelerator_type!r} is no GPU that "
         f"can be simulated: add --gpu with one of {', '.join(GPUS)}"
     )
 
 
-def _of_trtllm(
-    engine: TrtllmSettings, shape: ModelShape, weights: Precision, gpu: str, tensor_parallel: int
-) -> SimulatedSettings:
+def _of_trtllm(engine: TrtllmSettings, latency: RooflineSettings) -> SimulatedSettings:
     cache = engine.kv_cache
+    changes: dict[str, Any] = {"kv_fraction": cache.memory_fraction, "attention_dp": engine.attention_dp.enabled}
+    if cache.dtype != "auto":
+        changes["kv_cache"] = _KV_PRECISION[cache.dtype]
     return SimulatedSettings(
-        context_tokens=engine.context_tokens or shape.context_tokens,
+        context_tokens=engine.context_tokens or latency.shape.context_tokens,
         tokens_per_block=cache.tokens_per_block,
         total_blocks=None if cache.max_tokens is None else max(1, cache.max_tokens // cache.tokens_per_block),
         share_prefixes=cache.block_reuse,
@@ -165,38 +178,26 @@ def _of_trtllm(
         max_num_tokens=engine.max_num_tokens or SimulatedSettings.model_fields["max_num_tokens"].default,
         chunked_prefill=engine.chunked_prefill,
         max_waiting=engine.max_waiting,
-        latency=RooflineSettings(
-            model=shape,
-            gpu=gpu,
-            tensor_parallel=tensor_parallel,
-            weights=weights,
-            kv_cache=_KV_PRECISION[cache.dtype],
-            kv_fraction=cache.memory_fraction,
-        ),
+        latency=_roofline(latency, changes),
     )
 
 
-def _of_transformers(
-    engine: TransformersSettings, shape: ModelShape, weights: Precision, gpu: str, tensor_parallel: int
-) -> SimulatedSettings:
+def _of_transformers(engine: TransformersSettings, latency: RooflineSettings) -> SimulatedSettings:
     size, tokens = engine.tokens_per_block, engine.kv_cache_tokens
     return SimulatedSettings(
-        context_tokens=engine.context_tokens or shape.context_tokens,
+        context_tokens=engine.context_tokens or latency.shape.context_tokens,
         tokens_per_block=size,
         total_blocks=None if tokens is None else max(1, tokens // size),
         share_prefixes=engine.prefix_sharing,
         max_batch_size=engine.max_batch_size,
         max_num_tokens=engine.max_num_tokens or 4096,
         max_waiting=engine.max_waiting,
-        latency=RooflineSettings(
-            model=shape,
-            gpu=gpu,
-            tensor_parallel=tensor_parallel,
-            weights=weights,
-            kv_cache="bf16",
-            kv_fraction=engine.kv_cache_fraction,
-        ),
+        latency=_roofline(latency, {"kv_cache": "bf16", "kv_fraction": engine.kv_cache_fraction}),
     )
+
+
+def _roofline(latency: RooflineSettings, changes: dict[str, Any]) -> RooflineSettings:
+    return RooflineSettings.model_validate({**dict(latency), **changes})
 
 
 def _override(deployment: SimDeployment, overrides: Overrides) -> SimDeployment:

@@ -1,18 +1,22 @@
-"""GPUs as their datasheets describe them, and models as their config.json does."""
+"""GPUs as their datasheets describe them, and the precisions that they compute in."""
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from serve.core.strict_model import StrictModel
 
-Precision = Literal["bf16", "fp8", "fp4"]
-Generation = Literal["ampere", "ada", "hopper", "blackwell"]
+# int8: weights and activations (SmoothQuant). int4: weights only (AWQ). fp4: NVFP4. mxfp4: as gpt-oss has its experts.
+Precision = Literal["bf16", "fp8", "int8", "int4", "fp4", "mxfp4"]
+Generation = Literal["ampere", "ada", "hopper", "blackwell", "rtx_blackwell", "cpu"]
 
 BYTES_PER_WEIGHT: dict[Precision, float] = {
     "bf16": 2.0,
     "fp8": 1.0,
+    "int8": 1.0,
+    "int4": 0.515625,  # 4 bits, and a 16-bit scale for each 128 of them
     "fp4": 0.5625,  # NVFP4: 4 bits, and an FP8 scale for each 16 of them
+    "mxfp4": 0.53125,  # 4 bits, and an 8-bit exponent for each 32 of them
 }
 
 
@@ -24,126 +28,135 @@ class GpuDatasheet(StrictModel):
     bf16_tflops: PositiveFloat = Field(description="Dense FP16/BF16 tensor rate, 1e12 operations a second.")
     fp8_tflops: PositiveFloat = Field(description="Dense FP8 tensor rate; the FP16 rate where there is no FP8.")
     fp4_tflops: PositiveFloat = Field(description="Dense FP4 tensor rate; the FP8 rate where there is no FP4.")
+    int8_tops: PositiveFloat | None = Field(default=None, description="Dense INT8 tensor rate; None: the FP8 rate.")
     memory_gb: PositiveFloat = Field(description="Memory, 1e9 bytes.")
+    memory_mib: PositiveInt | None = Field(
+        default=None, description="Memory that the driver reports, 2**20 bytes; None: `memory_gb`."
+    )
     memory_gb_per_s: PositiveFloat = Field(description="Memory bandwidth, 1e9 bytes a second.")
     link_gb_per_s: PositiveFloat = Field(description="Bandwidth to the other GPUs of the node, one way, 1e9 bytes/s.")
+    nvlink_gpus: PositiveInt = Field(default=1, description="GPUs that NVLink joins; 1: there is none, PCIe does it.")
+    node_gpus: PositiveInt = Field(default=8, description="GPUs that a node usually has.")
+    compute_capability: str = Field(default="", pattern=r"^(\d+\.\d+)?$", description="For instance 9.0.")
+    accelerator_type: str | None = Field(default=None, description="As Ray names it, if Ray knows it by itself.")
+
+    @property
+    def memory_bytes(self) -> float:
+        """Memory that the driver reports."""
+        return self.memory_gb * 1e9 if self.memory_mib is None else self.memory_mib * float(1 << 20)
 
     def tflops(self, precision: Precision) -> float:
         """Return the dense rate for a precision of weights."""
-        return {"bf16": self.bf16_tflops, "fp8": self.fp8_tflops, "fp4": self.fp4_tflops}[precision]
+        match precision:
+            case "bf16" | "int4":  # 4-bit weights are computed with 16-bit activations
+                return self.bf16_tflops
+            case "int8":
+                return self.int8_tops or self.fp8_tflops
+            case "fp8" | "mxfp4":
+                return self.fp8_tflops
+            case "fp4":
+                return self.fp4_tflops
 
 
 def _gpu(
-    name: str, generation: Generation, bf16: float, fp8: float, fp4: float, memory: float, bandwidth: float, link: float
+    name: str,
+    generation: Generation,
+    rates: tuple[float, float, float],
+    memory: tuple[float, int],
+    bandwidth: float,
+    link: float,
+    nvlink_gpus: int,
+    compute_capability: str,
+    accelerator_type: str,
+    node_gpus: int = 8,
+    int8: float | None = None,
 ) -> GpuDatasheet:
     return GpuDatasheet(
         name=name,
         generation=generation,
-        bf16_tflops=bf16,
-        fp8_tflops=fp8,
-        fp4_tflops=fp4,
-        memory_gb=memory,
+        bf16_tflops=rates[0],
+        fp8_tflops=rates[1],
+        fp4_tflops=rates[2],
+        int8_tops=int8,
+        memory_gb=memory[0],
+        memory_mib=memory[1],
         memory_gb_per_s=bandwidth,
         link_gb_per_s=link,
+        nvlink_gpus=nvlink_gpus,
+        node_gpus=node_gpus,
+        compute_capability=compute_capability,
+        accelerator_type=accelerator_type,
     )
 
 
-# Sources: NVIDIA's product pages and datasheets. A100: "NVIDIA A100 Tensor Core GPU" (80 GB SXM). L40S: "NVIDIA L40S"
-# (no NVLink: PCIe 4.0 x16). H100: "NVIDIA H100 Tensor Core GPU" (SXM; rates with sparsity halved). H200: "NVIDIA H200
-# Tensor Core GPU" (SXM). B200: "NVIDIA DGX B200" (eight GPUs: 36 / 72 / 144 PFLOPS BF16 / FP8 / FP4 with sparsity,
-# 64 TB/s HBM, 14.4 TB/s NVLink both ways). Links: half of the bidirectional figure.
+# Sources: NVIDIA's product pages and datasheets, rates without sparsity, links half of the bidirectional figure.
+# A100: "NVIDIA A100 Tensor Core GPU" (SXM). A10, L4, L40S: their datasheets (no NVLink: PCIe 4.0 x16). H100: "NVIDIA
+# H100 Tensor Core GPU" (SXM), "NVIDIA H100 PCIe" and "NVIDIA H100 NVL" product briefs (bridges join two cards). H200:
+# "NVIDIA H200 Tensor Core GPU" (SXM). B200: "NVIDIA DGX B200" (eight GPUs: 36 / 72 / 144 PFLOPS BF16 / FP8 / FP4 with
+# sparsity, 64 TB/s HBM, 14.4 TB/s NVLink both ways). GB200: "NVIDIA GB200 NVL72" (72 GPUs of one NVLink domain, four a
+# node). GeForce: "NVIDIA Ada GPU architecture" and "NVIDIA RTX Blackwell GPU architecture" (rates with FP32
+# accumulation, which language models need; half of those with FP16). RTX 6000 Ada, RTX PRO 6000 Blackwell (server
+# edition, PCIe 5.0 x16): their datasheets. Memory in MiB: what nvidia-smi shows with ECC as it is shipped. Names of
+# accelerators: as Ray 2.60 finds them; it tells neither the sizes of an A100 nor the kinds of an H100 apart.
 GPUS: dict[str, GpuDatasheet] = {
-    "a100-80gb": _gpu("A100 80GB SXM", "ampere", 312, 312, 312, 80, 2039, 300),
-    "l40s": _gpu("L40S", "ada", 362, 733, 733, 48, 864, 32),
-    "h100": _gpu("H100 80GB SXM", "hopper", 989.5, 1979, 1979, 80, 3350, 450),
-    "h200": _gpu("H200 141GB SXM", "hopper", 989.5, 1979, 1979, 141, 4800, 450),
-    "b200": _gpu("B200 180GB", "blackwell", 2250, 4500, 9000, 180, 8000, 900),
-}
-
-
-class ModelShape(StrictModel):
-    """A decoder-only transformer with grouped-query attention and gated feed-forward layers, dense or MoE."""
-
-    layers: PositiveInt = Field(description="`num_hidden_layers`.")
-    hidden: PositiveInt = Field(description="`hidden_size`.")
-    heads: PositiveInt = Field(description="`num_attention_heads`.")
-    kv_heads: PositiveInt = Field(description="`num_key_value_heads`.")
-    head_dim: PositiveInt = Field(description="`head_dim`, or hidden_size / num_attention_heads.")
-    intermediate: PositiveInt = Field(description="`intermediate_size`; of one expert in an MoE model.")
-    vocab: PositiveInt = Field(description="`vocab_size`.")
-    experts: NonNegativeInt = Field(default=0, description="Routed experts a layer; 0: dense.")
-    experts_per_token: NonNegativeInt = Field(default=0, description="Experts that each token visits.")
-    context_tokens: PositiveInt = Field(default=131072, description="`max_position_embeddings`.")
-
-    @property
-    def attention_weights(self) -> int:
-        """Weights of a layer's four projections."""
-        return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-
-    @property
-    def expert_weights(self) -> int:
-        """Weights of a layer's feed-forward network, or of one of its experts."""
-        return 3 * self.hidden * self.intermediate
-
-    @property
-    def weights(self) -> int:
-        """Weights of all layers, without embeddings."""
-        return self.layers * (self.attention_weights + max(1, self.experts) * self.expert_weights)
-
-    @property
-    def head_weights(self) -> int:
-        """Weights of the output projection, which is kept in 16 bits."""
-        return self.hidden * self.vocab
-
-    def kv_bytes_per_token(self, kv_precision: Precision) -> float:
-        """Return the size of one token's keys and values."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES_PER_WEIGHT[kv_precision]
-
-
-def _shape(
-    layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int, vocab: int, head_dim: int = 128
-) -> ModelShape:
-    return ModelShape(
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate=intermediate,
-        vocab=vocab,
-    )
-
-
-# Sources: each model's config.json on Hugging Face.
-MODELS: dict[str, ModelShape] = {
-    "llama-3.2-1b": _shape(16, 2048, 32, 8, 8192, 128256, head_dim=64),
-    "llama-3.1-8b": _shape(32, 4096, 32, 8, 14336, 128256),
-    "llama-3.3-70b": _shape(80, 8192, 64, 8, 28672, 128256),
-    "llama-3.1-405b": _shape(126, 16384, 128, 8, 53248, 128256),
-    "qwen3-8b": _shape(36, 4096, 32, 8, 12288, 151936),
-    "qwen3-32b": _shape(64, 5120, 64, 8, 25600, 151936),
-    "mixtral-8x7b": ModelShape(
-        layers=32,
-        hidden=4096,
-        heads=32,
-        kv_heads=8,
-        head_dim=128,
-        intermediate=14336,
-        vocab=32000,
-        experts=8,
-        experts_per_token=2,
-        context_tokens=32768,
+    "a100-80gb": _gpu("A100 80GB SXM", "ampere", (312, 312, 312), (80, 81920), 2039, 300, 8, "8.0", "A100", int8=624),
+    "a100-40gb": _gpu("A100 40GB SXM", "ampere", (312, 312, 312), (40, 40960), 1555, 300, 8, "8.0", "A100", int8=624),
+    "a10": _gpu("A10", "ampere", (125, 125, 125), (24, 23028), 600, 32, 1, "8.6", "A10", int8=250),
+    "l4": _gpu("L4", "ada", (121, 242, 242), (24, 23034), 300, 32, 1, "8.9", "L4"),
+    "l40s": _gpu("L40S", "ada", (362, 733, 733), (48, 46068), 864, 32, 1, "8.9", "L40S"),
+    "h100": _gpu("H100 80GB SXM", "hopper", (989.5, 1979, 1979), (80, 81559), 3350, 450, 8, "9.0", "H100"),
+    "h100-pcie": _gpu("H100 80GB PCIe", "hopper", (756, 1513, 1513), (80, 81559), 2000, 300, 2, "9.0", "H100"),
+    "h100-nvl": _gpu("H100 94GB NVL", "hopper", (835.5, 1671, 1671), (94, 95830), 3938, 300, 2, "9.0", "H100"),
+    "h200": _gpu("H200 141GB SXM", "hopper", (989.5, 1979, 1979), (141, 143771), 4800, 450, 8, "9.0", "H200"),
+    "b200": _gpu("B200 180GB", "blackwell", (2250, 4500, 9000), (180, 183359), 8000, 900, 8, "10.0", "B200"),
+    "gb200": _gpu(
+        "GB200 NVL72", "blackwell", (2500, 5000, 10000), (186, 189471), 8000, 900, 72, "10.0", "GB200", node_gpus=4
     ),
-    "qwen3-30b-a3b": ModelShape(
-        layers=48,
-        hidden=2048,
-        heads=32,
-        kv_heads=4,
-        head_dim=128,
-        intermediate=768,
-        vocab=151936,
-        experts=128,
-        experts_per_token=8,
-        context_tokens=40960,
+    "rtx-4090": _gpu(
+        "GeForce RTX 4090",
+        "ada",
+        (165.2, 330.3, 330.3),
+        (24, 24564),
+        1008,
+        32,
+        1,
+        "8.9",
+        "GeForce-RTX-4090",
+        int8=660.6,
+    ),
+    "rtx-5090": _gpu(
+        "GeForce RTX 5090",
+        "rtx_blackwell",
+        (209.5, 419, 1676),
+        (32, 32607),
+        1792,
+        64,
+        1,
+        "12.0",
+        "GeForce-RTX-5090",
+        int8=838,
+    ),
+    "rtx-6000-ada": _gpu("RTX 6000 Ada", "ada", (364.2, 728.5, 728.5), (48, 46068), 960, 32, 1, "8.9", "RTX-6000"),
+    "rtx-pro-6000": _gpu(
+        "RTX PRO 6000 Blackwell",
+        "rtx_blackwell",
+        (503.8, 1007.6, 2015.2),
+        (96, 97887),
+        1597,
+        64,
+        1,
+        "12.0",
+        "RTX-PRO-6000",
     ),
 }
+
+
+def gpu_named(name: str) -> str | None:
+    """Return the key in `GPUS` of what a person or Ray may call a GPU; None: none of them."""
+    wanted = name.strip().lower().replace("_", "-").replace(" ", "-")
+    by_ray: dict[str, str] = {}
+    for key, gpu in GPUS.items():
+        by_ray.setdefault((gpu.accelerator_type or key).lower(), key)
+    starting = [key for key in GPUS if wanted and key.startswith(wanted)]
+    found = wanted if wanted in GPUS else by_ray.get(wanted)
+    return found or (starting[0] if starting else None)

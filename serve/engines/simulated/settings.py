@@ -7,10 +7,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from serve.core.strict_model import StrictModel
 from serve.engines.simulated.faults import Fault
-from serve.engines.simulated.hardware import GPUS, MODELS, GpuDatasheet, ModelShape, Precision
+from serve.engines.simulated.hardware import GPUS, GpuDatasheet, Precision
+from serve.engines.simulated.known_models import MODELS
 from serve.engines.simulated.latency import FixedLatency, LatencyModel
 from serve.engines.simulated.limits import SchedulerLimits
+from serve.engines.simulated.model_shape import ModelShape
 from serve.engines.simulated.roofline import EFFICIENCIES, Efficiency, RooflineLatency, kv_capacity_tokens
+from serve.engines.simulated.split import Precisions, Split
 from serve.engines.simulated.tokens import LADDER
 
 
@@ -34,7 +37,15 @@ class RooflineSettings(StrictModel):
     model: str | ModelShape = Field(default="llama-3.1-8b", description=f"A shape, or one of {', '.join(MODELS)}.")
     gpu: str | GpuDatasheet = Field(default="h100", description=f"A datasheet, or one of {', '.join(GPUS)}.")
     tensor_parallel: PositiveInt = Field(default=1, description="GPUs that share each layer.")
+    pipeline_parallel: PositiveInt = Field(default=1, description="Groups of layers, each on GPUs of its own.")
+    expert_parallel: PositiveInt | None = Field(
+        default=None, description="Over how many of the GPUs whole experts are spread; None: every expert is cut."
+    )
+    attention_dp: bool = Field(default=False, description="Attention data parallelism.")
     weights: Precision = Field(default="fp8", description="Precision of weights and matrix products.")
+    attention_weights: Precision | None = Field(
+        default=None, description="Of attention's matrices, where it is another one; None: as `weights`."
+    )
     kv_cache: Precision = Field(default="fp8", description="Precision of keys and values.")
     efficiency: Efficiency | None = Field(
         default=None, description="What of the datasheet is reached. None: as calibrated for the GPU's generation."
@@ -69,24 +80,31 @@ class RooflineSettings(StrictModel):
         """The GPU."""
         return GPUS[self.gpu] if isinstance(self.gpu, str) else self.gpu
 
+    @property
+    def split(self) -> Split:
+        """How the model is cut."""
+        return Split(
+            tensor=self.tensor_parallel,
+            pipeline=self.pipeline_parallel,
+            expert=self.expert_parallel,
+            attention_dp=self.attention_dp,
+        )
+
+    @property
+    def precisions(self) -> Precisions:
+        """Of weights, keys and values."""
+        return Precisions(weights=self.weights, attention=self.attention_weights, kv_cache=self.kv_cache)
+
     def kv_capacity(self) -> int:
         """Return how many tokens the KV cache holds."""
         return kv_capacity_tokens(
-            self.shape,
-            self.datasheet,
-            self.tensor_parallel,
-            self.weights,
-            self.kv_cache,
-            self.kv_fraction,
-            self.reserved_gb,
+            self.shape, self.datasheet, self.split, self.precisions, self.kv_fraction, self.reserved_gb
         )
 
     def make_model(self) -> LatencyModel:
         """Make the latency model."""
         efficiency = self.efficiency or EFFICIENCIES[self.datasheet.generation]
-        return RooflineLatency(
-            self.shape, self.datasheet, self.tensor_parallel, self.weights, self.kv_cache, efficiency
-        )
+        return RooflineLatency(self.shape, self.datasheet, self.split, self.precisions, efficiency)
 
 
 LatencySettings = Annotated[FixedLatencySettings | RooflineSettings, Field(discriminator="kind")]

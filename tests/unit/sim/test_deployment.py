@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from serve.engines.simulated.hardware import MODELS
+from serve.engines.simulated.known_models import MODELS
 from serve.engines.simulated.settings import RooflineSettings
 from serve.errors import ConfigError
-from sim.checkpoint import read_checkpoint
 from sim.deployment import Overrides, SimDeployment, make_deployment, read_deployment
 
 LLAMA = {
+    "model_type": "llama",
     "num_hidden_layers": 32,
     "hidden_size": 4096,
     "num_attention_heads": 32,
@@ -114,17 +114,17 @@ def test_a_transformers_engine_becomes_a_simulated_one(tmp_path: Path) -> None:
     assert (latency(made).weights, latency(made).kv_cache) == ("bf16", "bf16")
 
 
-def test_pipeline_parallelism_is_simulated_with_a_note(tmp_path: Path) -> None:
+def test_the_layout_is_simulated_as_it_is_configured(tmp_path: Path) -> None:
     model = {
         "id": "m",
         "model": str(checkpoint(tmp_path)),
-        "engine": "trtllm",
+        "engine": {"kind": "trtllm", "attention_dp": {"enabled": True}},
         "parallel": {"tensor": 2, "pipeline": 2},
-        "resources": {"accelerator_type": "A100-80G"},
+        "resources": {"accelerator_type": "A100"},
     }
     made = read_deployment(config(tmp_path, model), None, Overrides())
-    assert (made.gpus_per_replica, latency(made).tensor_parallel, latency(made).gpu) == (4, 4, "a100-80gb")
-    assert made.notes == ("pipeline=2 is simulated as so much more tensor parallelism",)
+    assert (made.gpus_per_replica, latency(made).gpu, made.notes) == (4, "a100-80gb", ())
+    assert (latency(made).tensor_parallel, latency(made).pipeline_parallel, latency(made).attention_dp) == (2, 2, True)
 
 
 @pytest.mark.parametrize(
@@ -158,37 +158,15 @@ def test_an_unknown_gpu_and_useless_changes_are_refused(tmp_path: Path) -> None:
         read_deployment(path, None, Overrides(gpu="h100"))
 
 
-@pytest.mark.parametrize(
-    ("quantization", "precision"),
-    [
-        (None, "bf16"),
-        ({"quant_method": "fp8"}, "fp8"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "fp4"),
-        ({"config_groups": {"0": {"weights": {"type": "float8_e4m3fn"}}}}, "fp8"),
-    ],
-)
-def test_a_checkpoint_tells_its_precision(tmp_path: Path, quantization: Any, precision: str) -> None:
-    assert read_checkpoint(checkpoint(tmp_path, quantization_config=quantization))[1] == precision
+def test_a_checkpoint_tells_its_precisions(tmp_path: Path) -> None:
+    quantization = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}
+    directory = checkpoint(tmp_path, quantization_config=quantization)
+    model = {"id": "m", "model": str(directory), "engine": "trtllm", "resources": {"accelerator_type": "B200"}}
+    made = read_deployment(config(tmp_path, model), None, Overrides())
+    assert (latency(made).weights, latency(made).kv_cache) == ("fp4", "fp8")
 
 
-def test_a_mixture_of_experts_and_a_nested_config_are_read(tmp_path: Path) -> None:
-    experts = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "head_dim": 128}
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": {**LLAMA, **experts}}))
-    shape, _ = read_checkpoint(tmp_path)
-    assert (shape.experts, shape.experts_per_token, shape.intermediate) == (128, 8, 768)
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        (None, r"config.json: No such file or directory; describe the model by --model instead"),
-        ("{", r"config.json is no JSON: .*; describe the model by --model"),
-        ("{}", r"(?s)config.json: .layers: .*describe the model by --model instead, one of llama"),
-        ("[]", r"(?s)config.json: .layers"),
-    ],
-)
-def test_a_checkpoint_that_tells_nothing_is_refused(tmp_path: Path, text: str | None, complaint: str) -> None:
-    if text is not None:
-        (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match=complaint):
-        read_checkpoint(tmp_path)
+def test_a_checkpoint_that_is_not_understood_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    path = config(tmp_path, {"id": "m", "model": str(checkpoint(tmp_path, model_type="mamba")), "engine": "trtllm"})
+    with pytest.raises(ConfigError, match=r"model_type 'mamba' is none of .*describe the model by --model instead"):
+        read_deployment(path, None, Overrides(gpu="h100"))

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from serve.engines.simulated.faults import Fault, FaultScript
-from serve.engines.simulated.hardware import GPUS, MODELS
+from serve.engines.simulated.hardware import GPUS
 from serve.engines.simulated.latency import StepShape
 from serve.engines.simulated.settings import FixedLatencySettings, RooflineSettings, SimulatedSettings
 
@@ -46,21 +46,6 @@ def test_settings_survive_yaml_and_json() -> None:
         faults=(Fault(kind="die", after_tokens=5),),
     )
     assert SimulatedSettings.model_validate_json(settings.model_dump_json()) == settings
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_presets_have_the_size_that_their_name_says(name: str) -> None:
-    shape = MODELS[name]
-    embeddings = shape.head_weights * (1 if name in ("llama-3.2-1b",) else 2)
-    billions = (shape.weights + embeddings) / 1e9
-    stated = {"mixtral-8x7b": 46.7, "llama-3.2-1b": 1.24}.get(name)
-    stated = stated or float(name.split("-")[1 if name.startswith("qwen") else 2].removesuffix("b"))
-    assert billions == pytest.approx(stated, rel=0.03)
-
-
-def test_kv_size_of_known_models() -> None:
-    assert MODELS["llama-3.1-8b"].kv_bytes_per_token("bf16") == 131072
-    assert MODELS["llama-3.3-70b"].kv_bytes_per_token("fp8") == 163840
 
 
 def step_s(shape: StepShape, **settings: Any) -> float:
