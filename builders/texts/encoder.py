@@ -63,6 +63,10 @@ class PromptEncoder:
         tokens = self._ids(text, add_special_tokens=True)
         return Encoded(text, tokens, len(tokens))
 
+    def encode_plain(self, text: str) -> tuple[int, ...]:
+        """Encode a text that follows others: nothing is added."""
+        return self._ids(text, add_special_tokens=False)
+
     def encode_messages(self, messages: Sequence[Message]) -> Encoded:
         """Encode a conversation as /v1/chat/completions does.
 
