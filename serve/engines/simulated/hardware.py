@@ -52,8 +52,10 @@ class GpuDatasheet(StrictModel):
                 return self.bf16_tflops
             case "int8":
                 return self.int8_tops or self.fp8_tflops
-            case "fp8" | "mxfp4":
+            case "fp8":
                 return self.fp8_tflops
+            case "mxfp4":  # with 8-bit activations where there is FP4, else with 16-bit ones
+                return self.fp8_tflops if self.fp4_tflops > self.fp8_tflops else self.bf16_tflops
             case "fp4":
                 return self.fp4_tflops
 
@@ -149,6 +151,19 @@ GPUS: dict[str, GpuDatasheet] = {
         "RTX-PRO-6000",
     ),
 }
+
+# One core of a current x86 server, for what runs on machines without a GPU; rates of 32-bit numbers.
+CPU_CORE = GpuDatasheet(
+    name="CPU core",
+    generation="cpu",
+    bf16_tflops=0.08,
+    fp8_tflops=0.08,
+    fp4_tflops=0.08,
+    memory_gb=8,
+    memory_gb_per_s=10,
+    link_gb_per_s=1,
+    node_gpus=1,
+)
 
 
 def gpu_named(name: str) -> str | None:

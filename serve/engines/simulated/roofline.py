@@ -38,15 +38,23 @@ class Efficiency(StrictModel):
     step_overhead_s: NonNegativeFloat = Field(default=1.4e-3, description="Host and launch time of each step.")
     sequence_overhead_s: NonNegativeFloat = Field(default=3.7e-6, description="Host and sampling time of a sequence.")
     all_reduce_s: NonNegativeFloat = Field(default=3.6e-5, description="Latency of one all-reduce.")
+    experts: PositiveFloat = Field(
+        default=0.28, le=1, description="Share of `compute` in the products of experts, which are many and small."
+    )
+    stage_loss: NonNegativeFloat = Field(
+        default=0.035, description="Share of a pipeline's time that is lost with each stage after the first."
+    )
 
 
-# Fitted to 60 figures of FP8 models on H100 and H200 (root mean square error 8 %), and to 20 of FP4 models on B200
-# (5 %).
-_HOPPER = Efficiency()
+# Fitted to 60 figures of dense FP8 models on H100 and H200 (root mean square error 8 %), to 20 of dense FP4 models on
+# B200 (5 %), to 116 of dense and MoE models on RTX PRO 6000, in 1 to 8 pipeline stages (11 %); `experts` to MoE models
+# on the others (30 %). Ampere and Ada: to the old tables of release 0.6.1, as far as these tell (9 % and 6 %).
+# `benchmarks/plan_facts.py` shows them. The CPU: one core of a current server, by benchmarks/results of the
+# transformers engine and the quickstart model; a rough guide.
 EFFICIENCIES: dict[Generation, Efficiency] = {
-    "ampere": _HOPPER,
-    "ada": _HOPPER,
-    "hopper": _HOPPER,
+    "ampere": Efficiency(compute=0.73, memory=0.85, step_overhead_s=2.5e-3),
+    "ada": Efficiency(compute=0.52, memory=0.79, step_overhead_s=2.5e-3),
+    "hopper": Efficiency(),
     "blackwell": Efficiency(
         compute=0.43,
         attention=0.56,
@@ -55,9 +63,21 @@ EFFICIENCIES: dict[Generation, Efficiency] = {
         step_overhead_s=3.9e-3,
         sequence_overhead_s=1.4e-5,
         all_reduce_s=3.6e-5,
+        experts=0.4,
     ),
-    "rtx_blackwell": _HOPPER,
-    "cpu": _HOPPER,
+    "rtx_blackwell": Efficiency(
+        compute=0.59,
+        attention=0.68,
+        memory=0.79,
+        link=0.49,
+        step_overhead_s=3.5e-3,
+        sequence_overhead_s=1.45e-5,
+        all_reduce_s=7.4e-5,
+        experts=0.46,
+    ),
+    "cpu": Efficiency(
+        compute=0.5, attention=0.8, memory=0.7, step_overhead_s=9e-3, sequence_overhead_s=5e-4, experts=0.5
+    ),
 }
 
 
@@ -81,7 +101,8 @@ class RooflineLatency:
         compute = 1e12 * efficiency.compute * tensor
         rate, attention_rate = gpu.tflops(precisions.weights) * compute, gpu.tflops(precisions.of_attention) * compute
         self._stages = split.pipeline
-        self._set_products(rate, attention_rate, precisions)
+        self._lengthened = 1.0 + efficiency.stage_loss * (split.pipeline - 1)
+        self._set_products(rate, attention_rate, efficiency.experts, precisions)
         self._head_s = 2 * shape.head_weights / (gpu.bf16_tflops * compute)
         self._head_read_s = 2 * shape.head_weights / self._bandwidth * self._stages
         self._set_attention(gpu.bf16_tflops * 1e12 * efficiency.attention * tensor, precisions)
@@ -92,12 +113,13 @@ class RooflineLatency:
         if split.attention_dp:  # every rank has all of these, and reads them for its own sequences
             self._attention_read_s *= tensor
             self._head_read_s *= tensor
+            self._sequence_s /= tensor
 
     def step_s(self, shape: StepShape) -> float:
         tokens = shape.prefill_tokens + shape.decode_sequences
         outputs = shape.prefill_ends + shape.decode_sequences
         head_s = max(outputs * self._head_s, self._head_read_s) if outputs else 0.0
-        return (
+        return self._lengthened * (
             self._step_s
             + self._products_s(tokens)
             + head_s
@@ -115,14 +137,14 @@ class RooflineLatency:
 
     # Matrix products
 
-    def _set_products(self, rate: float, attention_rate: float, precisions: Precisions) -> None:
+    def _set_products(self, rate: float, attention_rate: float, expert_share: float, precisions: Precisions) -> None:
         shape, stages = self._shape, self._stages
         dense = (shape.layers - shape.moe_layers) * shape.dense_weights + shape.moe_layers * shape.shared_weights
         experts = shape.moe_layers * shape.expert_weights
         read_s = BYTES_PER_WEIGHT[precisions.weights] / self._bandwidth
         attention_read_s = BYTES_PER_WEIGHT[precisions.of_attention] / self._bandwidth
         self._dense_token_s = 2 * (shape.layers * shape.attention_weights / attention_rate + dense / rate) / stages
-        self._expert_token_s = 2 * shape.experts_per_token * experts / rate / stages
+        self._expert_token_s = 2 * shape.experts_per_token * experts / (rate * expert_share) / stages
         self._attention_read_s = shape.layers * shape.attention_weights * attention_read_s
         self._dense_read_s = dense * read_s
         self._expert_read_s = experts * read_s
