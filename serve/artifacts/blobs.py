@@ -1,17 +1,16 @@
 """Blobs: file contents under their digest, each once."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 
 from serve.artifacts.byte_count import ByteCount
 from serve.artifacts.file_state import FileState
 from serve.artifacts.manifest import FileEntry
-from serve.artifacts.objects import Objects
+from serve.artifacts.objects import Objects, sizes_of
+from serve.artifacts.transfer_pools import transfer
 
 BLOBS = "blobs"
-# Network storage answers slowly, and many questions at a time.
-_THREADS = 8
 
 
 def blob_key(digest: str) -> str:
@@ -21,10 +20,9 @@ def blob_key(digest: str) -> str:
 
 def missing_blobs(objects: Objects, files: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
     """Return the files, one of each content, whose blob is not there with the right size."""
-    contents = {entry.blake3: entry for entry in files}
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="blob") as pool:
-        sizes = pool.map(lambda entry: objects.size(blob_key(entry.blake3)), contents.values())
-        return tuple(entry for entry, size in zip(contents.values(), sizes, strict=True) if size != entry.size_bytes)
+    contents = {blob_key(entry.blake3): entry for entry in files}
+    sizes = sizes_of(objects, list(contents))
+    return tuple(entry for key, entry in contents.items() if sizes[key] != entry.size_bytes)
 
 
 def upload_blobs(
@@ -47,10 +45,8 @@ def upload_blobs(
         BundleCorrupt: A file is not what it was when its digest was computed.
     """
 
-    def upload(entry: FileEntry) -> None:
+    def upload(entry: FileEntry, _ranges: Executor) -> None:
         objects.upload(directory / entry.path, blob_key(entry.blake3), states[entry.path])
         count.add(entry.size_bytes)
 
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="upload") as pool:
-        for _ in pool.map(upload, files):
-            pass
+    transfer(upload, files)

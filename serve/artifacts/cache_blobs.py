@@ -15,6 +15,7 @@ from serve.artifacts.file_state import FileState
 from serve.artifacts.flock import FileLock
 from serve.artifacts.manifest import FileEntry
 from serve.artifacts.port import ArtifactStore, ByteProgress
+from serve.errors import BundleCorrupt
 
 READ_ONLY = 0o444
 _LOOK_S = 0.2
@@ -85,7 +86,10 @@ class CacheBlobs:
 
     def _download(self, store: ArtifactStore, entry: FileEntry, blob: Path, progress: ByteProgress) -> None:
         here = FileEntry(path=entry.blake3, size_bytes=entry.size_bytes, blake3=entry.blake3)
-        store.materialize([here], blob.parent, progress)
+        try:
+            store.materialize([here], blob.parent, progress)
+        except BundleCorrupt as exc:
+            raise BundleCorrupt(f"{entry.path}: {exc}") from exc
         blob.chmod(READ_ONLY)
         self._digests.record(FileState.of(blob.stat()), entry.blake3)
 

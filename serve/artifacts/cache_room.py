@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from serve.artifacts.cache_place import PLACE_VARIABLE
 from serve.artifacts.flock import FileLock
 from serve.errors import ConfigError
 
@@ -14,10 +15,24 @@ _log = logging.getLogger(__name__)
 RESERVE_BYTES = 1 << 30
 
 
-def make_room(root: Path, limit_bytes: int, needed_bytes: int, reserve_bytes: int = RESERVE_BYTES) -> None:
+def make_room(
+    root: Path,
+    limit_bytes: int,
+    needed_bytes: int,
+    *,
+    keep: frozenset[str] = frozenset(),
+    reserve_bytes: int = RESERVE_BYTES,
+) -> None:
     """Remove trees of a cache until so many more bytes fit, within the limit and on the disk.
 
     The limit gives way to what is in use; the disk does not.
+
+    Args:
+        root: Of the cache.
+        limit_bytes: What it may have.
+        needed_bytes: What is to be downloaded.
+        keep: Digests of contents that are not to be removed, although no tree has them yet.
+        reserve_bytes: What is left free on the disk, if that can be had.
 
     Raises:
         ConfigError: They do not fit on the disk.
@@ -30,16 +45,22 @@ def make_room(root: Path, limit_bytes: int, needed_bytes: int, reserve_bytes: in
             short = needed_bytes + reserve_bytes - shutil.disk_usage(root).free
             if max(over, short) <= 0:
                 return
-            if not _remove_oldest(root):
+            if not _remove_oldest(root, keep):
                 break
     if needed_bytes > shutil.disk_usage(root).free:
-        raise ConfigError(
-            f"bundle cache {root}: {_gib(needed_bytes)} are to be downloaded, and its disk has "
-            f"{_gib(shutil.disk_usage(root).free)} free; make room there, or set RAYTRT_BUNDLE_CACHE to a directory on "
-            "another disk"
-        )
+        raise ConfigError(describe_full(root, needed_bytes))
     if over > 0:
         _log.warning("bundle cache %s: %s more than its limit, and all of it is in use", root, _gib(over))
+
+
+def describe_full(root: Path, needed_bytes: int | None = None) -> str:
+    """Return the message about a disk without room for a download."""
+    free = _gib(shutil.disk_usage(root).free)
+    needed = f"{_gib(needed_bytes)} are to be downloaded, and its" if needed_bytes is not None else "its"
+    return (
+        f"bundle cache {root}: {needed} disk has {free} free; make room there, or set {PLACE_VARIABLE} to a directory "
+        "on another disk"
+    )
 
 
 def used_bytes(root: Path) -> int:
@@ -47,11 +68,28 @@ def used_bytes(root: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in (root / "blobs").glob("*/*") if path.is_file())
 
 
-def remove_unused(root: Path) -> int:
+def remove_leftovers(root: Path, name: str) -> None:
+    """Remove what a process left that was killed while it made or removed a tree. Whoever calls it is alone on that."""
+    for path in (root / "trees").glob(f".{name}.*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_all_leftovers(root: Path) -> None:
+    for path in (root / "trees").glob(".*"):
+        name = path.name.split(".")[1]
+        if lock := FileLock.try_take(root / "locks" / f"{name}.make"):
+            with lock:
+                remove_leftovers(root, name)
+
+
+def remove_unused(root: Path, keep: frozenset[str] = frozenset()) -> int:
     """Remove contents that no tree has, and nobody downloads; return their size in bytes."""
     freed = 0
+    _remove_all_leftovers(root)
     for path in (root / "blobs").glob("*/*"):
         digest = path.name.partition(".")[0]
+        if digest in keep:
+            continue
         lock = FileLock.try_take(root / "locks" / f"{digest}.blob")
         if lock is None:
             continue
@@ -67,7 +105,7 @@ def remove_unused(root: Path) -> int:
     return freed
 
 
-def _remove_oldest(root: Path) -> bool:
+def _remove_oldest(root: Path, keep: frozenset[str]) -> bool:
     """Remove the tree that was asked for longest ago of those that nobody uses; return whether that made room."""
     trees = [path for path in (root / "trees").iterdir() if not path.name.startswith(".")]
     for tree in sorted(trees, key=lambda path: _asked_for(root, path.name)):
@@ -82,9 +120,9 @@ def _remove_oldest(root: Path) -> bool:
             (root / "used" / tree.name).unlink(missing_ok=True)
             os.unlink(root / "locks" / f"{tree.name}.use")
             (root / "locks" / f"{tree.name}.make").unlink(missing_ok=True)
-        remove_unused(root)
+        remove_unused(root, keep)
         return True
-    return remove_unused(root) > 0
+    return remove_unused(root, keep) > 0
 
 
 def _asked_for(root: Path, name: str) -> float:

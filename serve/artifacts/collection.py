@@ -17,7 +17,7 @@ from serve.artifacts.json_object import read_json
 from serve.artifacts.leases import HeldLock, Leases
 from serve.artifacts.marking import KeepRules, StoredRecord, StoreState, kept_bundles, kept_steps
 from serve.artifacts.names import Names
-from serve.artifacts.objects import ObjectInfo, Objects
+from serve.artifacts.objects import ObjectInfo, Objects, read_many
 from serve.artifacts.port import Collected
 from serve.artifacts.publication import BUNDLES, STEPS
 from serve.artifacts.roots import COLLECTION_LOCK, Roots
@@ -91,9 +91,11 @@ class Collector:
 
     def _records(self, folder: str, now_s: float) -> dict[str, StoredRecord]:
         records = {}
-        for info in self._objects.listing(folder):
+        infos = self._objects.listing(folder)
+        contents = read_many(self._objects, [info.key for info in infos])
+        for info in infos:
             key = info.key.rpartition("/")[2].removesuffix(".json")
-            data = self._objects.read(info.key)
+            data = contents[info.key]
             if data is None or not is_fingerprint(key):
                 continue
             blobs = _blobs(read_json(data))

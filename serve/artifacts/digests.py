@@ -7,6 +7,7 @@ because another change in the same tick of the file system's clock would not be 
 """
 
 import contextlib
+import logging
 import sqlite3
 import threading
 import time
@@ -21,6 +22,8 @@ from serve.artifacts.file_scan import scan_directory
 from serve.artifacts.file_state import FileState, check_unchanged
 from serve.artifacts.fingerprint import fingerprint
 from serve.artifacts.port import ByteProgress, no_progress
+
+_log = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 8 << 20
 # Two at a time keep a disk busy; BLAKE3 itself spreads over the cores.
@@ -122,9 +125,23 @@ def _row(state: FileState) -> tuple[str, str, int, int, int]:
 
 
 def _open(database: Path | None) -> sqlite3.Connection:
+    """Open the database; one that is damaged is begun anew, and where none can be written, none is."""
     if database is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(database or ":memory:", timeout=10.0, check_same_thread=False)
+        for _ in range(2):
+            try:
+                database.parent.mkdir(parents=True, exist_ok=True)
+                return _prepared(sqlite3.connect(database, timeout=10.0, check_same_thread=False))
+            except sqlite3.DatabaseError:
+                with contextlib.suppress(OSError):
+                    database.unlink()
+            except OSError:
+                break
+        _log.warning("%s cannot be written: digests of files are computed again by every process", database)
+    return _prepared(sqlite3.connect(":memory:", check_same_thread=False))
+
+
+def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
+    connection.execute("PRAGMA synchronous = OFF")  # a cache: what a power cut destroys is made again
     connection.execute(
         "CREATE TABLE IF NOT EXISTS digests (device TEXT, inode TEXT, size INTEGER, mtime INTEGER, ctime INTEGER, "
         "digest TEXT, PRIMARY KEY (device, inode))"

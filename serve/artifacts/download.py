@@ -73,7 +73,7 @@ def download_blob(
         count.set(0, entry.path)
         if is_last:
             raise BundleCorrupt(
-                f"{entry.path}: {_where(objects, entry)} has BLAKE3 {found}, the manifest says {entry.blake3}; the "
+                f"{_where(objects, entry)} has BLAKE3 {found}, the manifest says {entry.blake3}; the "
                 "blob was damaged in the store: remove it there and publish the bundle again"
             )
     partial = partial_path(target)
@@ -91,10 +91,10 @@ def remove_partial(target: Path) -> None:
 def _check_size(objects: Objects, entry: FileEntry) -> None:
     size = objects.size(blob_key(entry.blake3))
     if size is None:
-        raise BundleCorrupt(f"{entry.path}: {_where(objects, entry)} is missing; publish the bundle again")
+        raise BundleCorrupt(f"{_where(objects, entry)} is missing; publish the bundle again")
     if size != entry.size_bytes:
         raise BundleCorrupt(
-            f"{entry.path}: {_where(objects, entry)} has {size} bytes, the manifest says {entry.size_bytes}; remove "
+            f"{_where(objects, entry)} has {size} bytes, the manifest says {entry.size_bytes}; remove "
             "the blob there and publish the bundle again"
         )
 
@@ -113,7 +113,7 @@ def _fetch(objects: Objects, entry: FileEntry, target: Path, pool: Executor, cou
                 start = number * RANGE_BYTES
                 length = min(RANGE_BYTES, entry.size_bytes - start)
                 if objects.copy_range(blob_key(entry.blake3), start, length, descriptor) != length:
-                    raise BundleCorrupt(f"{entry.path}: {_where(objects, entry)} ends before byte {start + length}")
+                    raise BundleCorrupt(f"{_where(objects, entry)} ends before byte {start + length}")
                 with lock:
                     journal.write(_NUMBER.pack(number))
 

@@ -110,7 +110,8 @@ class LocalObjects:
         return self._run("list", prefix, lambda: tuple(sorted(self._walk(prefix), key=lambda info: info.key)))
 
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        for parent, _, names in os.walk(self._directory / prefix):
+        # Without `raise`, what cannot be listed would be taken for what is not there, and a collection removes that.
+        for parent, _, names in os.walk(self._directory / prefix, onerror=_raise_unless_missing):
             for name in names:
                 path = Path(parent, name)
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
@@ -125,16 +126,32 @@ class LocalObjects:
             with self._temporary() as temporary:
                 copy_file(source, temporary)
                 check_unchanged(source, state)
+                temporary.chmod(0o444)
                 self._give_name(temporary, key, os.replace)
 
         self._run("write", key, action)
 
     def copy_range(self, key: str, start: int, length: int, descriptor: int) -> int:
-        """Write a part of an object into an open file, at the same offset; return how many bytes there were."""
+        """Write a part of an object into an open file, at the same offset."""
 
         def action() -> int:
-            with self._open(key) as source:
-                return copy_range(source, descriptor, start, length)
+            try:
+                with self._open(key) as source:
+                    return copy_range(source, descriptor, start, length)
+            except FileNotFoundError:
+                return 0
+
+        return self._run("read", key, action)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Return a part of an object; less if it ends before, nothing if it is not there."""
+
+        def action() -> bytes:
+            try:
+                with self._open(key) as source:
+                    return os.pread(source, length, start)
+            except FileNotFoundError:
+                return b""
 
         return self._run("read", key, action)
 
@@ -165,6 +182,11 @@ class LocalObjects:
 
     def _run(self, verb: str, key: str, action: Callable[[], _T]) -> _T:
         return self._retry.run(f"cannot {verb} {self._directory / key}", action)
+
+
+def _raise_unless_missing(exc: OSError) -> None:
+    if not isinstance(exc, FileNotFoundError | NotADirectoryError):
+        raise exc
 
 
 def _write_new(path: Path, data: bytes) -> None:

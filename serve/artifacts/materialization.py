@@ -34,7 +34,10 @@ def materialize(objects: Objects, files: Sequence[FileEntry], directory: Path, p
             count.set(entry.size_bytes, entry.path)
             return
         target.unlink(missing_ok=True)
-        download_blob(objects, entry, target, ranges, count)
+        try:
+            download_blob(objects, entry, target, ranges, count)
+        except BundleCorrupt as exc:
+            raise (exc if entry.path == entry.blake3 else BundleCorrupt(f"{entry.path}: {exc}")) from exc
 
     transfer(bring, files)
 

@@ -46,14 +46,13 @@ class Names:
 
     def versions(self, name: str) -> tuple[Version, ...]:
         """Return the versions of a name, oldest first."""
-        series = self._versions(name)
-        return tuple(self._version(series, number) for number in series.numbers())
+        return tuple(_version(number, record) for number, record in self._versions(name).read_all().items())
 
     def newest(self, name: str) -> Version | None:
         """Return the newest version of a name; None: it has none."""
         series = self._versions(name)
         numbers = series.numbers()
-        return self._version(series, numbers[-1]) if numbers else None
+        return _version(numbers[-1], series.read(numbers[-1])) if numbers else None
 
     def add_version(self, name: str, fingerprint: str, note: str = "") -> Version:
         """Add a version; if the newest one is this bundle already, return that."""
@@ -75,22 +74,21 @@ class Names:
 
     def aliases(self, name: str) -> Mapping[str, AliasMove]:
         """Return where the aliases of a name point."""
-        prefix = f"{NAMES}/{_checked_name(name)}/aliases/"
-        keys = [info.key.removeprefix(prefix) for info in self._objects.listing(prefix.rstrip("/"))]
-        found = sorted({key.partition("/")[0] for key in keys if key.count("/") == 1})
+        prefix = f"{NAMES}/{_checked_name(name)}/aliases"
+        parts = [info.key.removeprefix(f"{prefix}/").split("/") for info in self._objects.listing(prefix)]
+        found = sorted({part[0] for part in parts if len(part) == 2})
         moves = {alias: self.last_move(name, alias) for alias in found}
         return {alias: move for alias, move in moves.items() if move is not None}
 
     def history(self, name: str, alias: str) -> tuple[AliasMove, ...]:
         """Return the moves of an alias, oldest first."""
-        series = self._moves(name, alias)
-        return tuple(_move(series, number) for number in series.numbers())
+        return tuple(map(_move, self._moves(name, alias).read_all().values()))
 
     def last_move(self, name: str, alias: str) -> AliasMove | None:
         """Return where an alias points; None: there is no such alias."""
         series = self._moves(name, alias)
         numbers = series.numbers()
-        return _move(series, numbers[-1]) if numbers else None
+        return _move(series.read(numbers[-1])) if numbers else None
 
     def move_alias(
         self, name: str, alias: str, fingerprint: str, *, reason: str = "", rejected: str | None = None
@@ -151,13 +149,12 @@ class Names:
         _check_form(name, alias)
         return Series(self._objects, f"{NAMES}/{name}/aliases/{alias}")
 
-    def _version(self, series: Series, number: int) -> Version:
-        record = series.read(number)
-        return Version(number, _fingerprint(record), str(record.get("created", "")), str(record.get("note", "")))
+
+def _version(number: int, record: Mapping[str, object]) -> Version:
+    return Version(number, _fingerprint(record), str(record.get("created", "")), str(record.get("note", "")))
 
 
-def _move(series: Series, number: int) -> AliasMove:
-    record = series.read(number)
+def _move(record: Mapping[str, object]) -> AliasMove:
     rejected = record.get("rejected")
     return AliasMove(
         _fingerprint(record),

@@ -14,6 +14,7 @@ costs nothing.
 import hashlib
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -24,15 +25,17 @@ from serve.artifacts.bundle_check import selected
 from serve.artifacts.byte_count import ByteCount
 from serve.artifacts.cache_blobs import CacheBlobs
 from serve.artifacts.cache_place import DATABASE, cache_limit, cache_root
-from serve.artifacts.cache_room import make_room
+from serve.artifacts.cache_room import describe_full, make_room, remove_leftovers
 from serve.artifacts.digests import DigestCache
 from serve.artifacts.fingerprint import canonical_json
 from serve.artifacts.flock import FileLock
 from serve.artifacts.manifest import MANIFEST, FileEntry, Manifest
 from serve.artifacts.parsing import write_manifest
 from serve.artifacts.port import ArtifactStore, ByteProgress, no_progress
+from serve.artifacts.retry import is_disk_full
 from serve.artifacts.step_record import StepRecord
 from serve.artifacts.transfer_pools import transfer
+from serve.errors import ConfigError
 
 # How often a process looks how far another one's download is.
 _LOOK_S = 0.2
@@ -53,7 +56,8 @@ class NodeCache:
             (self._root / folder).mkdir(parents=True, exist_ok=True)
         self._limit_bytes = cache_limit(self._root) if limit_bytes is None else limit_bytes
         self._blobs = CacheBlobs(self._root, DigestCache(self._root / DATABASE))
-        self._pins: dict[str, FileLock] = {}
+        self._lock = threading.Lock()
+        self._pins: dict[str, list[FileLock]] = {}
 
     @property
     def root(self) -> Path:
@@ -93,7 +97,9 @@ class NodeCache:
 
     def release(self, directory: Path) -> None:
         """Let a directory go that this process does not use any more, so that it may be removed for lack of room."""
-        if pin := self._pins.pop(directory.name, None):
+        with self._lock:
+            pins = self._pins.pop(directory.name, [])
+        for pin in pins:
             pin.release()
 
     def _tree(
@@ -106,23 +112,22 @@ class NodeCache:
     ) -> Path:
         name = tree_name(fingerprint, files, extra)
         tree = self._root / "trees" / name
-        self._pin(name)
+        pin = FileLock.take(self._root / "locks" / f"{name}.use", shared=True)
         try:
+            (self._root / "used" / name).touch()
             count = ByteCount(sum(entry.size_bytes for entry in files), progress)
             with self._alone_on(name, files, count):
                 if not self._is_intact(tree, files, extra):
                     self._bring(store, tree, files, extra, count)
-        except BaseException:
-            self.release(tree)
+        except BaseException as exc:
+            pin.release()
+            if is_disk_full(exc):
+                raise ConfigError(describe_full(self._root)) from exc
             raise
+        with self._lock:
+            self._pins.setdefault(name, []).append(pin)
         progress(count.total, count.total)
         return tree
-
-    def _pin(self, name: str) -> None:
-        """Keep a tree from being removed, and say that it was asked for."""
-        if name not in self._pins:
-            self._pins[name] = FileLock.take(self._root / "locks" / f"{name}.use", shared=True)
-        (self._root / "used" / name).touch()
 
     def _alone_on(self, name: str, files: Sequence[FileEntry], count: ByteCount) -> FileLock:
         def look() -> None:
@@ -138,6 +143,8 @@ class NodeCache:
             return False
         if any(not _holds(tree / path, content) for path, content in extra.items()):
             return False
+        if _strangers(tree, {*extra, *(entry.path for entry in files)}):
+            return False
         return all(self._blobs.is_right(tree / entry.path, entry) for entry in files)
 
     def _bring(
@@ -148,12 +155,20 @@ class NodeCache:
         extra: Mapping[str, bytes],
         count: ByteCount,
     ) -> None:
-        make_room(self._root, self._limit_bytes, self._blobs.missing_bytes(files))
+        remove_leftovers(self._root, tree.name)
+        make_room(
+            self._root,
+            self._limit_bytes,
+            self._blobs.missing_bytes(files),
+            keep=frozenset(entry.blake3 for entry in files),
+        )
         # A tree that is there and damaged may be in use: files are replaced in it, one by one, and it stays where it
         # is.
         place = tree if tree.is_dir() else tree.with_name(f".{tree.name}.{uuid.uuid4().hex}")
         try:
             place.mkdir(exist_ok=True)
+            for stranger in _strangers(place, {*extra, *(entry.path for entry in files)}):
+                stranger.unlink()
 
             def bring(entry: FileEntry, _ranges: Executor) -> None:
                 target = place / entry.path
@@ -175,6 +190,15 @@ def tree_name(fingerprint: str, files: Sequence[FileEntry], extra: Mapping[str, 
     content = [[entry.path, entry.blake3] for entry in files]
     others = {path: hashlib.sha256(data).hexdigest() for path, data in extra.items()}
     return f"{fingerprint}-{hashlib.sha256(canonical_json([content, others])).hexdigest()[:12]}"
+
+
+def _strangers(tree: Path, expected: set[str]) -> list[Path]:
+    """Return what is in a tree and does not belong there: somebody wrote into it."""
+    return [
+        path
+        for path in tree.rglob("*")
+        if (path.is_symlink() or not path.is_dir()) and path.relative_to(tree).as_posix() not in expected
+    ]
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -4,6 +4,8 @@ It asks for little, so that every storage can give it: whole objects appear at o
 was written before them, and one operation is exclusive: `create`. There is no rename, and no lock.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -61,8 +63,31 @@ class Objects(Protocol):
         """
 
     def copy_range(self, key: str, start: int, length: int, descriptor: int) -> int:
-        """Write a part of an object into an open file, at the same offset; return how many bytes there were.
+        """Write a part of an object into an open file, at the same offset.
 
-        Raises:
-            FileNotFoundError: There is no such object.
+        Returns:
+            How many bytes there were; fewer than `length` if the object ends before, or is not there.
         """
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Return a part of an object; less if it ends before, nothing if it is not there."""
+
+
+# Network storage answers slowly, and many questions at a time.
+_QUESTIONS_AT_ONCE = 16
+
+
+def read_many(objects: Objects, keys: Sequence[str]) -> dict[str, bytes | None]:
+    """Read many objects at a time."""
+    if len(keys) < 2:
+        return {key: objects.read(key) for key in keys}
+    with ThreadPoolExecutor(min(len(keys), _QUESTIONS_AT_ONCE), thread_name_prefix="read") as pool:
+        return dict(zip(keys, pool.map(objects.read, keys), strict=True))
+
+
+def sizes_of(objects: Objects, keys: Sequence[str]) -> dict[str, int | None]:
+    """Return the sizes of many objects in bytes; None of those that are not there."""
+    if len(keys) < 2:
+        return {key: objects.size(key) for key in keys}
+    with ThreadPoolExecutor(min(len(keys), _QUESTIONS_AT_ONCE), thread_name_prefix="size") as pool:
+        return dict(zip(keys, pool.map(objects.size, keys), strict=True))

@@ -201,19 +201,26 @@ class RemoteObjects:
         def action() -> tuple[ObjectInfo, ...]:
             root = self._path("")
             self._files.invalidate_cache()
-            try:
-                found = self._files.find(self._path(prefix), detail=True)
-            except FileNotFoundError:
-                return ()
-            infos = [_info(name, root, entry) for name, entry in found.items() if entry.get("type", "file") == "file"]
+            entries = _find(self._files, self._path(prefix))
+            infos = (_info(root, entry) for entry in entries)
             return tuple(sorted((info for info in infos if info), key=lambda info: info.key))
 
         return self._run("list", prefix, action)
 
     def copy_range(self, key: str, start: int, length: int, descriptor: int) -> int:
-        """Write a part of an object into an open file, at the same offset; return how many bytes there were."""
-        data = self._run("read", key, lambda: self._files.cat_file(self._path(key), start=start, end=start + length))
-        return write_all(descriptor, data, start)
+        """Write a part of an object into an open file, at the same offset."""
+        return write_all(descriptor, self.read_range(key, start, length), start)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Return a part of an object; less if it ends before, nothing if it is not there."""
+
+        def action() -> bytes:
+            try:
+                return bytes(self._files.cat_file(self._path(key), start=start, end=start + length))
+            except FileNotFoundError:
+                return b""
+
+        return self._run("read", key, action)
 
     def _run(self, verb: str, key: str, action: Callable[[], _T]) -> _T:
         return self._retry.run(f"cannot {verb} {self._url}/{key}", action)
@@ -235,7 +242,32 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
     return files, str(root)
 
 
-def _info(name: str, root: str, entry: dict[str, Any]) -> ObjectInfo | None:
+def _find(files: AbstractFileSystem, path: str) -> list[dict[str, Any]]:
+    """List all files below a path, or fail.
+
+    What fsspec's own `find` cannot list it leaves out without a word, and a collection would take that for what is not
+    there; file systems with a `find` of their own (S3, GCS, ...) list everything in one go.
+    """
+    base = AsyncFileSystem if isinstance(files, AsyncFileSystem) else AbstractFileSystem
+    method = "_find" if base is AsyncFileSystem else "find"
+    if getattr(type(files), method) is not getattr(base, method):
+        try:
+            return [entry for entry in files.find(path, detail=True).values() if entry["type"] == "file"]
+        except FileNotFoundError:
+            return []
+    found, folders = [], [path]
+    while folders:
+        try:
+            entries = files.ls(folders.pop(), detail=True)
+        except FileNotFoundError:
+            continue
+        folders += [entry["name"] for entry in entries if entry["type"] == "directory"]
+        found += [entry for entry in entries if entry["type"] == "file"]
+    return found
+
+
+def _info(root: str, entry: dict[str, Any]) -> ObjectInfo | None:
+    name = str(entry["name"])
     if not name.startswith(root):
         return None
     moment = next((entry[key] for key in _MODIFIED if entry.get(key) is not None), None)

@@ -25,9 +25,9 @@ _FINAL = (
     LookupError,
     TypeError,
     ValueError,
-    RayTRTError,
 )
-_FINAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.EMLINK}
+_FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT}
+_FINAL_ERRNO = _FULL_ERRNO | {errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV}
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Retry:
             action: Does it.
 
         Raises:
-            FileNotFoundError, FileExistsError: As they come.
-            StoreUnavailable: Anything else that the last attempt, or one that cannot be mended, ended with.
+            StoreUnavailable: What the last attempt, or one that cannot be mended, ended with, if it is no error of
+            ours.
         """
         delay_s = self.first_s
         for attempt in range(1, self.attempts + 1):
             try:
                 return action()
-            except (FileNotFoundError, FileExistsError, RayTRTError):
+            except RayTRTError:
                 raise
             except Exception as exc:
                 if attempt == self.attempts or is_final(exc):
@@ -72,9 +72,14 @@ class Retry:
         raise AssertionError("unreachable")
 
 
-def is_final(exc: Exception) -> bool:
+def is_final(exc: BaseException) -> bool:
     """Return whether trying again cannot help."""
     return isinstance(exc, _FINAL) or (isinstance(exc, OSError) and exc.errno in _FINAL_ERRNO)
+
+
+def is_disk_full(exc: BaseException | None) -> bool:
+    """Return whether an error, or what led to it, is a full disk."""
+    return exc is not None and ((isinstance(exc, OSError) and exc.errno in _FULL_ERRNO) or is_disk_full(exc.__cause__))
 
 
 def describe(exc: BaseException) -> str:

@@ -8,6 +8,7 @@ A collection may begin at any moment, and looks at these records once. So whoeve
 A collection in turn lists `pending/` before it reads manifests and names: what is not pending any more is in these.
 """
 
+import logging
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -17,11 +18,26 @@ from serve.artifacts.json_object import read_json, write_json
 from serve.artifacts.leases import Leases
 from serve.artifacts.objects import Objects
 from serve.artifacts.process_identity import from_json, this_process
+from serve.errors import StoreUnavailable
+
+_log = logging.getLogger(__name__)
 
 PENDING = "pending"
 COLLECTION_LOCK = "collection"
 # How long a record counts when nobody renews it. Judged by the collector's clock: long, beside what clocks differ by.
 PENDING_LEASE_S = 6 * 3600.0
+
+
+def settle(leases: Leases) -> None:
+    """Wait until no collection runs that began before."""
+    told: list[str] = []
+
+    def wait(holder: str) -> None:
+        if not told:
+            _log.info("waiting for the %s", holder)
+            told.append(holder)
+
+    leases.wait_until_free(COLLECTION_LOCK, wait)
 
 
 class Pending:
@@ -32,7 +48,7 @@ class Pending:
         self._clock = clock
         self._leases = leases
         self._fingerprint = fingerprint
-        self._key = f"{PENDING}/{uuid.uuid4().hex}.json"
+        self._key: str | None = None
         self._written_s = 0.0
 
     def write(self, blobs: Collection[str]) -> None:
@@ -44,11 +60,15 @@ class Pending:
             "process": this_process().to_json(),
             "expires_s": self._written_s + PENDING_LEASE_S,
         }
+        # Each time under a new key: a collection that saw the old one when it had expired may just be removing it.
+        before, self._key = self._key, f"{PENDING}/{uuid.uuid4().hex}.json"
         self._objects.put(self._key, write_json(record))
+        if before is not None:
+            self._objects.delete(before)
 
     def settle(self) -> None:
         """Wait until no collection runs that may not have seen the record."""
-        self._leases.wait_until_free(COLLECTION_LOCK)
+        settle(self._leases)
 
     @property
     def is_fresh(self) -> bool:
@@ -57,7 +77,12 @@ class Pending:
 
     def remove(self) -> None:
         """Remove the record."""
-        self._objects.delete(self._key)
+        if self._key is None:
+            return
+        try:
+            self._objects.delete(self._key)
+        except StoreUnavailable as exc:
+            _log.warning("a record of what was published stays until it expires: %s", exc)
 
 
 class Roots:
@@ -79,7 +104,7 @@ class Roots:
 
     def settle(self) -> None:
         """Wait until no collection runs that may not have seen what was written before."""
-        self._leases.wait_until_free(COLLECTION_LOCK)
+        settle(self._leases)
 
     def alive(self) -> tuple[frozenset[str], frozenset[str], tuple[str, ...]]:
         """Return the fingerprints and the blobs that are needed, and the keys of records that nobody needs any more."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve.artifacts.json_object import read_json, write_json
-from serve.artifacts.objects import Objects
+from serve.artifacts.objects import Objects, read_many
 from serve.errors import BundleCorrupt
 
 _SUFFIX = ".json"
@@ -31,11 +31,24 @@ class Series:
         Raises:
             BundleCorrupt: There is none, or something else.
         """
-        key = self._key(number)
-        record = read_json(self._objects.read(key))
+        return self._checked(number, self._objects.read(self._key(number)))
+
+    def _checked(self, number: int, data: bytes | None) -> dict[str, Any]:
+        record = read_json(data)
         if record is None:
-            raise BundleCorrupt(f"{self._objects.url}/{key} is no record of a store; it was damaged or removed by hand")
+            place = f"{self._objects.url}/{self._key(number)}"
+            raise BundleCorrupt(f"{place} is no record of a store; it was damaged, or removed by hand")
         return record
+
+    def read_all(self) -> dict[int, dict[str, Any]]:
+        """Return all records by number, ascending.
+
+        Raises:
+            BundleCorrupt: One of them is something else.
+        """
+        numbers = self.numbers()
+        found = read_many(self._objects, [self._key(number) for number in numbers])
+        return {number: self._checked(number, found[self._key(number)]) for number in numbers}
 
     def create(self, number: int, record: Mapping[str, Any]) -> bool:
         """Write a record; False: somebody else took the number. Contents of different writers have to differ."""

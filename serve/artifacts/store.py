@@ -1,13 +1,14 @@
 """Store: the one adapter of the `ArtifactStore` port, over any `Objects`. `open_store` opens one by its URL.
 
-store.json                          what this is
 blobs/<2 digits>/<BLAKE3>           file contents
 bundles/<fingerprint>.json          manifests
 steps/<fingerprint>.json            records of steps
 builds/<key>.json                   which bundle a build led to
 names/<name>/versions/<n>.json      versions
 names/<name>/aliases/<alias>/<n>.json   moves of aliases
-locks/, uses/, pending/             leases; tmp/: what is being written
+locks/, uses/, pending/             leases
+tmp/                                what is being written (directories only)
+store.json                          what exclusive creation was tried on (object stores only)
 """
 
 import logging
@@ -236,6 +237,8 @@ class Store:
         if self._uses.renew(fingerprint, holder, lease_s):
             return
         self._roots.settle()
+        # Once more: a collection that saw an older lease, which had ended, may have removed it just now.
+        self._uses.renew(fingerprint, holder, lease_s)
         if not self._has_bundle(fingerprint) and self._objects.size(f"{STEPS}/{fingerprint}.json") is None:
             raise ConfigError(f"{self.url}: {fingerprint} is no bundle or step of this store; a collection removed it")
 
