@@ -1,6 +1,6 @@
 """Recipes: what each does to a model, who can load the result, and on which GPUs. PURE, one table.
 
-Who can load it, sources: the linear layers of TensorRT-LLM's PyTorch backend (`get_quant_method`, 1.2 and main, which has
+Who can load it, sources: the linear layers of TensorRT-LLM's PyTorch backend (`get_quant_method`, 1.2 and main; it has
 no SmoothQuant); the checkpoint loader of the TensorRT backend of 1.2.x (`ModelLoader._load_model_from_hf`), which
 reads scales of FP8 and NVFP4 from a unified checkpoint, and those of SmoothQuant and AWQ from its own format only.
 """
