@@ -1,5 +1,7 @@
 """Composition root: configuration in, bound Serve application out. `import_path: serve.app:build_app`."""
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -9,19 +11,25 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from serve import build_report
-from serve.config import AppConfig, ModelConfig, parse_app_config
-from serve.core.placement import PlacementError, PlacementPlan, actor_options, check_feasible
+from serve.artifacts.store import open_store
+from serve.bundle_models import ResolvedModel, resolve_model
+from serve.config import GatewayConfig, ModelConfig, parse_app_config
+from serve.core.parallel import ParallelLayout
+from serve.core.placement import PlacementPlan, actor_options, plan_placement
 from serve.core.routing.settings import ServeRouterSettings
 from serve.engines.factory import context_limit
 from serve.errors import ConfigError
 from serve.ingress.deployment import Gateway, GatewayModel
+from serve.launch_chains import make_chain
 from serve.router.replica_router import router_config
-from serve.workers.cluster import cluster_grows, mpi_works_in_cluster
-from serve.workers.launch import EngineLaunch, fallback_launch, plan_launch
-from serve.workers.nodes import living_nodes
+from serve.workers.cluster import has_room
+from serve.workers.launch import LaunchChain
 from serve.workers.replica import EngineReplica
 
+logger = logging.getLogger(__name__)
+
 GATEWAY = "gateway"
+SURGE_PERCENT = 25
 # A line for each request and each sequence would cost more than routing it; /metrics counts them. Our own lines do not
 # pass through Serve's logger.
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -34,20 +42,21 @@ def build_app(args: dict[str, Any]) -> Application:
         args: `AppConfig` as a dict; empty serves the built-in quickstart model.
 
     Raises:
-        ConfigError: A mistake in `args`, or a model whose files are missing.
+        ConfigError: A mistake in `args`, a model whose files are missing, or a bundle that is not in its store.
     """
     try:
         config = parse_app_config(args)
         for model in config.models:
             model.check_files()
-        return _bind_gateway(config)
+        models = [resolve_model(model, open_store) for model in config.models]
+        return _bind_gateway(config.gateway, models)
     except ConfigError as exc:
         build_report.report(exc)
         raise
 
 
-def _bind_gateway(config: AppConfig) -> Application:
-    gateway = config.gateway
+def _bind_gateway(gateway: GatewayConfig, models: Sequence[ResolvedModel]) -> Application:
+    chains = {model.config.id: make_chain(model) for model in models}
     deployment = ray_serve.deployment(
         Gateway,
         name=GATEWAY,
@@ -57,29 +66,52 @@ def _bind_gateway(config: AppConfig) -> Application:
         graceful_shutdown_timeout_s=gateway.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2.0,
+        max_surge_percent=_gateway_surge_percent(gateway),
         logging_config=QUIET,
         user_config={},
     )
     return deployment.bind(
-        models=[
-            GatewayModel(
-                model.id,
-                str(model.tokenizer_directory),
-                model.deployment_name,
-                context_limit(model.engine),
-                model.routing,
-                has_fallback=model.fallback is not None,
-            )
-            for model in config.models
-        ],
-        handles={model.id: _bind_model(model) for model in config.models},
+        models=[_gateway_model(model, chains[model.config.id]) for model in models],
+        handles={model.config.id: _bind_model(model.config, chains[model.config.id]) for model in models},
         limits=gateway.limits,
     )
 
 
-def _bind_model(model: ModelConfig) -> Application:
-    limits = model.limits
-    launch = _plan(model)
+def _gateway_surge_percent(gateway: GatewayConfig) -> int:
+    """Return how many more gateways a rolling update may have: twice as many, so that one always holds the requests."""
+    one = plan_placement(ParallelLayout(), "in_process", replica={}, rank={"CPU": gateway.num_cpus})
+    if not ray.is_initialized() or has_room(one):
+        return 100
+    logger.warning(
+        "No node has %g CPU cores left for another gateway: a rolling update stops gateways before it starts new ones, "
+        "and with gateway.replicas=%d clients %s. Lower gateway.num_cpus, or leave cores free.",
+        gateway.num_cpus,
+        gateway.replicas,
+        "are refused meanwhile" if gateway.replicas == 1 else "have fewer of them meanwhile",
+    )
+    return 0
+
+
+def _gateway_model(model: ResolvedModel, chain: LaunchChain) -> GatewayModel:
+    config = model.config
+    return GatewayModel(
+        config.id,
+        "" if model.bundle is not None else str(config.tokenizer_directory),
+        config.deployment_name,
+        context_limit(config.engine),
+        config.routing,
+        has_stand_in=len(chain.launches) > 1 or model.stands_in,
+        bundle=model.bundle,
+        used_bundles=tuple(launch.bundle for launch in chain.launches if launch.bundle is not None),
+        lease_s=config.bundle_check.lease_s,
+    )
+
+
+def _bind_model(model: ModelConfig, chain: LaunchChain) -> Application:
+    limits, plan = model.limits, chain.launches[0].plan
+    surge = limits.surge_percent
+    if surge is None:
+        surge = SURGE_PERCENT if has_room(plan) else 0
     scale: dict[str, Any] = {"num_replicas": model.replicas or 1}
     if model.autoscaling is not None:
         scale = {"autoscaling_config": AutoscalingConfig(**model.autoscaling.model_dump())}
@@ -93,45 +125,18 @@ def _bind_model(model: ModelConfig) -> Application:
         graceful_shutdown_timeout_s=limits.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         logging_config=QUIET,
+        max_surge_percent=surge,
         request_router_config=_router_config(model),
-        **_placement_options(launch.plan),
+        **_placement_options(plan),
         **scale,
     )
-    fallback = fallback_launch(launch, model.fallback) if model.fallback is not None else None
-    return deployment.bind(
-        model_id=model.id, launch=launch, fallback=fallback, max_start_failures=model.max_start_failures
-    )
+    return deployment.bind(model_id=model.id, chain=chain)
 
 
 def _router_config(model: ModelConfig) -> RequestRouterConfig:
     if isinstance(model.routing, ServeRouterSettings):
         return RequestRouterConfig()
     return RequestRouterConfig(**router_config(model.deployment_name, model.id, model.routing.model_dump(mode="json")))
-
-
-def _plan(model: ModelConfig) -> EngineLaunch:
-    """Decide how a model's ranks are started and placed, and check that the cluster has room for one replica.
-
-    Raises:
-        ConfigError: It never could, as it is now.
-    """
-    try:
-        plan = plan_launch(
-            model.engine,
-            model.parallel,
-            model.resources,
-            mpi_works=lambda: mpi_works_in_cluster(model.engine_env),
-            model_dir=model.directory,
-            # An engine that failed leaves traces in its process, which must not be the one that serves instead.
-            own_process=model.engine_env is not None or model.fallback is not None,
-        )
-        if ray.is_initialized() and not cluster_grows():
-            check_feasible(plan, tuple(living_nodes().values()))
-    except PlacementError as exc:
-        raise ConfigError(f"models[{model.id}].parallel: {exc}") from None
-    except ConfigError as exc:
-        raise ConfigError(f"models[{model.id}]: {exc}") from None
-    return EngineLaunch(model.engine, str(model.directory), plan, model.engine_env, model.watch)
 
 
 def _placement_options(plan: PlacementPlan) -> dict[str, Any]:

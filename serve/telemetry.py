@@ -83,7 +83,7 @@ COMPLETION_TOKENS = Metric("raytrt_completion_tokens_total", "counter", "Tokens 
 FALLBACK = Metric(
     "raytrt_fallback_active",
     "gauge",
-    "1 if a replica of the model is served by its fallback, not by the engine that was configured.",
+    "1 if a replica of the model is not served by what was configured, but by its fallback or an earlier bundle.",
     _MODEL,
 )
 

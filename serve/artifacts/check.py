@@ -6,7 +6,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from serve.artifacts.manifest import MODEL, BundleKind, Manifest, Requirements
+from serve.artifacts.manifest import Requirements
 from serve.artifacts.node_facts import GpuFacts, NodeFacts
 from serve.errors import BundleCorrupt, BundleMismatch
 
@@ -37,25 +37,6 @@ def check_requirements(
     ]
     if mismatches:
         raise BundleMismatch(f"{subject} cannot be loaded here: {'; '.join(mismatches)}")
-
-
-def check_rank_files(manifest: Manifest) -> None:
-    """Check that a compiled engine has a file for each of its ranks.
-
-    Raises:
-        BundleCorrupt: One is missing; TensorRT-LLM would say so only once all other ranks have loaded.
-    """
-    if manifest.kind is not BundleKind.TENSORRT_ENGINE:
-        return
-    there = {entry.path for entry in manifest.files}
-    needed = [f"{MODEL}/rank{rank}.engine" for rank in range(manifest.parallel.world_size)]
-    missing = [path for path in needed if path not in there]
-    if missing:
-        layout = manifest.parallel
-        raise BundleCorrupt(
-            f"bundle {manifest.name} ({manifest.fingerprint[:12]}) is an engine of tensor={layout.tensor} x "
-            f"pipeline={layout.pipeline} ranks, but has no {', '.join(missing)}; build it again"
-        )
 
 
 def _machine(requires: Requirements, facts: NodeFacts) -> Iterator[str]:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 
 
 class FinishReason(StrEnum):
@@ -139,7 +139,8 @@ class PrefillInfo(msgspec.Struct, frozen=True, array_like=True):
         queue_s: From the engine taking the request to its first prefill step.
         prefill_s: From there to the first token.
         prompt_logprobs: One entry a prompt token, if they were asked for; None for the first, which nothing predicts.
-        fallback: Name of the engine, if it is the model's fallback that serves it; else empty.
+        fallback: Engine, or engine and bundle, that serves in the place of what was configured; else empty.
+        bundle: Fingerprint of the bundle that serves; empty: a checkpoint does.
     """
 
     cached_tokens: int = 0
@@ -147,6 +148,7 @@ class PrefillInfo(msgspec.Struct, frozen=True, array_like=True):
     prefill_s: float = 0.0
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     fallback: str = ""
+    bundle: str = ""
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):

@@ -47,7 +47,7 @@ class Backend(Protocol):
         """
 
     def fallbacks(self) -> Mapping[str, str]:
-        """Return the models that their fallback serves, as last heard, and that engine. Never blocks."""
+        """Return the models that are not served as configured, as last heard, and by what. Never blocks."""
 
     async def readiness(self) -> list[ModelReadiness]:
         """Return the state of every model. Takes no longer than a second; raises nothing."""

@@ -13,6 +13,11 @@ from pydantic import ValidationError
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
+from serve.artifacts.bundle_source import BundleSource
+from serve.artifacts.manifest import TOKENIZER
+from serve.artifacts.node_cache import NodeCache
+from serve.artifacts.store import open_store
+from serve.artifacts.use_keeper import UseKeeper
 from serve.core.routing.settings import RoutingSettings, ServeRouterSettings
 from serve.core.strict_model import describe_mistakes
 from serve.datapath.listener import DeltaListener
@@ -39,11 +44,14 @@ class GatewayModel:
 
     Attributes:
         id: What clients call it.
-        directory: Its checkpoint directory.
+        directory: Its tokenizer's directory; of a bundle: empty, as it is downloaded.
         deployment_name: Its Serve deployment.
         context_limit: Tokens that its engine takes, if its settings say so.
         routing: How its replicas are chosen.
-        has_fallback: Whether another engine may serve it.
+        has_stand_in: Whether something else than what was configured may serve it.
+        bundle: What it is served from; None: a checkpoint.
+        used_bundles: Bundles that its replicas may load, also while there are none.
+        lease_s: How long the store keeps these after the gateway has gone.
     """
 
     id: str
@@ -51,7 +59,10 @@ class GatewayModel:
     deployment_name: str
     context_limit: int | None
     routing: RoutingSettings
-    has_fallback: bool = False
+    has_stand_in: bool = False
+    bundle: BundleSource | None = None
+    used_bundles: tuple[BundleSource, ...] = ()
+    lease_s: float = 3600.0
 
 
 @ray_serve.ingress()
@@ -74,16 +85,17 @@ class Gateway:
         sys.setswitchinterval(0.001)  # a thread that renders or tokenizes a long prompt yields to the streams sooner
         self._configured = limits
         self._settings: GatewaySettings | None = None
+        replica = ray_serve.get_replica_context()
+        self._uses = self._keep_bundles(models, f"gateway {replica.replica_id.to_full_id_str()}")
         self._models = [await asyncio.to_thread(_load, model) for model in models]
         self._listener = DeltaListener(ray.util.get_node_ip_address())
         await self._listener.start()
-        replica = ray_serve.get_replica_context()
         self._boards = _make_boards(replica.app_name, models)
         self._peers = GatewayPeers(replica.app_name, replica.deployment)
         self._desk = RoutingDesk(self._boards, self._limits, replica.replica_id.unique_id, self._peers.ask)
         deployments = {model.id: model.deployment_name for model in models}
-        with_fallback = [model.id for model in models if model.has_fallback]
-        self._backend = ServeBackend(handles, deployments, replica.app_name, self._listener, self._desk, with_fallback)
+        with_stand_in = [model.id for model in models if model.has_stand_in]
+        self._backend = ServeBackend(handles, deployments, replica.app_name, self._listener, self._desk, with_stand_in)
         if missing := missing_flags():
             logger.warning(
                 "Running without %s: streaming costs several times more CPU. Start Ray with `raytrt up`, or put "
@@ -110,6 +122,14 @@ class Gateway:
             logger.info("New settings: %s", user_config)
         self._settings = settings
 
+    def _keep_bundles(self, models: Sequence[GatewayModel], holder: str) -> list[UseKeeper]:
+        """Say that bundles are used, also those of models that have no replica now."""
+        keepers = []
+        for model in models:
+            keepers.append(UseKeeper(open_store, holder, model.lease_s))
+            keepers[-1].start(model.used_bundles)
+        return keepers
+
     def _limits(self) -> GatewaySettings:
         return self._settings or self._configured
 
@@ -131,6 +151,8 @@ class Gateway:
         return without_request_id
 
     async def __del__(self) -> None:
+        for keeper in getattr(self, "_uses", ()):
+            keeper.stop()
         if hasattr(self, "_backend"):
             self._backend.close()
         if hasattr(self, "_desk"):
@@ -142,14 +164,17 @@ class Gateway:
 
 
 def _load(model: GatewayModel) -> ServedModel:
-    routing = model.routing
+    routing, bundle, directory = model.routing, model.bundle, Path(model.directory)
+    if bundle is not None:
+        directory = NodeCache().fetch(open_store(bundle.store), bundle.manifest, only=[TOKENIZER]) / TOKENIZER
     return load_model(
         model.id,
-        Path(model.directory),
+        directory,
         context_tokens=model.context_limit,
         session_header=routing.session_header,
         tenant_header=routing.tenant_header,
         priority_header=routing.priority_header,
+        bundle="" if bundle is None else bundle.fingerprint,
     )
 
 

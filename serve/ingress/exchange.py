@@ -44,7 +44,8 @@ class Exchange:
         started_s: `time.monotonic()` when the request was seen.
         status: Of the answer; 0 as long as none was sent.
         model, endpoint: Labels for metrics and logs; set by the handler.
-        fallback: The engine that serves the model in the place of the configured one; set by the handler.
+        fallback: What serves the model in the place of what was configured; set by the handler.
+        bundle: Fingerprint of the bundle that serves it, if it is one; set by the handler.
         replicas: Those that serve it, if it wants an explanation; set by the handler.
     """
 
@@ -54,6 +55,7 @@ class Exchange:
         "_ended",
         "_headers",
         "_raw_send",
+        "bundle",
         "endpoint",
         "fallback",
         "method",
@@ -88,6 +90,7 @@ class Exchange:
         self._ended = False
         self.model = ""
         self.fallback = ""
+        self.bundle = ""
         self.endpoint = ""
         self.replicas = ""
         self._headers: Headers = scope["headers"]
@@ -156,6 +159,7 @@ class Exchange:
             (b"x-request-id", self.request_id.encode("ascii")),
             (b"x-response-time", b"%.3fms" % elapsed_ms),
             *([(b"x-raytrt-fallback", self.fallback.encode("ascii", "replace"))] if self.fallback else ()),
+            *([(b"x-raytrt-bundle", self.bundle.encode("ascii", "replace"))] if self.bundle else ()),
             *([(b"x-raytrt-replica", self.replicas.encode("ascii", "replace"))] if self.replicas else ()),
         ]
 

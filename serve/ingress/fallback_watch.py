@@ -1,4 +1,4 @@
-"""FallbackWatch: which models are served by their fallback, asked of their replicas every few seconds."""
+"""FallbackWatch: which models are not served by what was configured, asked of their replicas every few seconds."""
 
 import asyncio
 import logging
@@ -13,10 +13,11 @@ TIMEOUT_S = 10.0
 
 
 class FallbackWatch:
-    """Asks in the background; what it heard last can be had at once. Models without a fallback cost nothing.
+    """Asks in the background; what it heard last can be had at once. Models without a stand-in cost nothing.
 
     Args:
-        handles: Model id to the deployment of its replicas, of every model that has a fallback.
+        handles: Model id to the deployment of its replicas, of every model that has a stand-in: a fallback
+            engine, or an earlier bundle.
     """
 
     def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
@@ -26,7 +27,7 @@ class FallbackWatch:
 
     @property
     def heard(self) -> Mapping[str, str]:
-        """Model id to the engine that serves it in the place of the configured one."""
+        """Model id to the engine or bundle that serves it in the place of what was configured."""
         return self._heard
 
     def start(self) -> None:
@@ -48,23 +49,25 @@ class FallbackWatch:
     def _note(self, model: str, answers: Iterable[object] | None) -> None:
         if answers is None:
             return  # what was heard last still stands
-        engines = sorted({engine for engine in answers if isinstance(engine, str) and engine})
+        found = sorted({text for text in answers if isinstance(text, str) and text})
         before = self._heard.get(model, "")
-        now = ", ".join(engines)
+        now = ", ".join(found)
         if now == before:
             return
         if now:
             self._heard[model] = now
-            logger.warning("%s is served by its fallback, %s; see the replica's log for the reason.", model, now)
+            logger.warning(
+                "%s is not served as configured, but by %s; see the replica's log for the reason.", model, now
+            )
         else:
             del self._heard[model]
-            logger.info("%s is served by the engine that was configured again.", model)
+            logger.info("%s is served as configured again.", model)
 
 
 async def _ask(handle: DeploymentHandle) -> Iterable[object] | None:
     try:
         # Reaches every replica that runs and takes no slot of theirs.
-        answers: Iterable[object] = await handle.broadcast("fallback_engine").results_async(
+        answers: Iterable[object] = await handle.broadcast("stand_in").results_async(
             timeout_s=TIMEOUT_S, return_exceptions=True
         )
     except Exception as exc:  # whatever it is, asking again is all that can be done

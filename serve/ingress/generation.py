@@ -116,7 +116,10 @@ class Generation:
 
     def _note_origin(self, exchange: Exchange, job: Job) -> None:
         """Say who gives the answer, as far as that is known now."""
-        exchange.fallback = _fallback(job)
+        prefills = [choice.prefill for choice in job.choices if choice.prefill is not None]
+        exchange.fallback = next((prefill.fallback for prefill in prefills if prefill.fallback), "")
+        # During a rolling update, sequences of one request may be served by two bundles.
+        exchange.bundle = ", ".join(dict.fromkeys(prefill.bundle for prefill in prefills if prefill.bundle))
         if exchange.wants_explanation:
             replicas = [record.replica for record in self.explain(job) if record.replica]
             exchange.replicas = ", ".join(dict.fromkeys(replicas))
@@ -142,11 +145,6 @@ class Generation:
                 raise EngineDead("the sequence ended without a finish reason")
         finally:
             clock.close(text)
-
-
-def _fallback(job: Job) -> str:
-    """Return the engine that served a part of the job in the place of the configured one, if any did."""
-    return next((choice.prefill.fallback for choice in job.choices if choice.prefill and choice.prefill.fallback), "")
 
 
 def _echoed_tokens(job: Job, choices: Sequence[Choice]) -> int:

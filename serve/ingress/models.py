@@ -24,6 +24,7 @@ class ServedModel:
         owned_by: For GET /v1/models.
         session_header, tenant_header, priority_header: Request headers that name session, tenant and priority; lower
             case.
+        bundle: Fingerprint of the bundle that it is configured to be served from; empty: a checkpoint.
     """
 
     id: str
@@ -35,6 +36,7 @@ class ServedModel:
     session_header: str = "x-session-id"
     tenant_header: str = "x-tenant-id"
     priority_header: str = "x-raytrt-priority"
+    bundle: str = ""
 
 
 def load_model(
@@ -47,6 +49,7 @@ def load_model(
     session_header: str = "x-session-id",
     tenant_header: str = "x-tenant-id",
     priority_header: str = "x-raytrt-priority",
+    bundle: str = "",
 ) -> ServedModel:
     """Read the text side of a model from its directory. Blocks, up to a second for a large vocabulary.
 
@@ -60,6 +63,7 @@ def load_model(
         session_header: Request header that names a session.
         tenant_header: Request header that names the tenant.
         priority_header: Request header that holds the priority.
+        bundle: Fingerprint of the bundle that it is served from.
 
     Raises:
         ConfigError: A file is missing or broken, or no file says how long the context is.
@@ -81,6 +85,7 @@ def load_model(
         session_header=session_header,
         tenant_header=tenant_header,
         priority_header=priority_header,
+        bundle=bundle,
     )
 
 

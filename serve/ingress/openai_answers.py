@@ -161,6 +161,9 @@ class Model(Struct, frozen=True):
     owned_by: str
     max_model_len: int  # as vLLM has it: prompt and output together
     object: Literal["model"] = "model"
+    bundle: str | UnsetType = (
+        UNSET  # fingerprint of the bundle that is configured; an answer's header says which served
+    )
 
 
 class ModelList(Struct, frozen=True):
@@ -195,7 +198,7 @@ class Health(Struct, frozen=True):
     """Answer of GET /health: the process lives.
 
     Attributes:
-        fallbacks: Models that are not served by the engine that was configured, and the engine that serves them.
+        fallbacks: Models that are not served by what was configured, and the engine or bundle that serves them.
     """
 
     status: Literal["ok"] = "ok"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from serve.ingress import openai_answers as answers
@@ -70,4 +71,5 @@ class OperatorRoutes:
 
 
 def _shown(model: ServedModel) -> answers.Model:
-    return answers.Model(model.id, model.created, model.owned_by, model.context_tokens)
+    bundle = model.bundle or UNSET
+    return answers.Model(model.id, model.created, model.owned_by, model.context_tokens, bundle=bundle)

@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
 import msgspec
 from ray import serve as ray_serve
@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatusOverview
 
+from serve.cluster_kv import ClusterKeyValues
 from serve.core.request import GenerateRequest, TokenDelta
 from serve.datapath.listener import DeltaListener, DeltaStream
 from serve.errors import EngineDead, Overloaded, RayTRTError
@@ -25,6 +26,7 @@ from serve.ingress.backend import FAILED, ModelReadiness
 from serve.ingress.fallback_watch import FallbackWatch
 from serve.ingress.routing_desk import RoutingDesk
 from serve.router.hints import NO_HINTS, RouteHints
+from serve.start_notes import starts_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class ServeBackend:
         app_name: The Serve application that they belong to.
         listener: Started; receives the deltas.
         desk: Hears of every sequence. Its boards are registered already.
-        with_fallback: Models that have one.
+        with_stand_in: Models that may be served by something else than what was configured.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class ServeBackend:
         app_name: str,
         listener: DeltaListener,
         desk: RoutingDesk,
-        with_fallback: Collection[str] = (),
+        with_stand_in: Collection[str] = (),
     ) -> None:
         for handle in handles.values():
             # The router on this loop, also where the process-wide switch is not set: boards belong to one loop. Serve
@@ -68,7 +70,7 @@ class ServeBackend:
         self._app_name = app_name
         self._listener = listener
         self._desk = desk
-        self._fallbacks = FallbackWatch({model: handles[model] for model in with_fallback})
+        self._fallbacks = FallbackWatch({model: handles[model] for model in with_stand_in})
         self._fallbacks.start()
         self._calls: set[asyncio.Task[None]] = set()
         self._readiness: list[ModelReadiness] = []
@@ -138,7 +140,7 @@ class ServeBackend:
                 stream.fail(EngineDead(f"the last tokens of a replica of {request.model} were lost on the way"))
 
     def fallbacks(self) -> Mapping[str, str]:
-        """Return the models that are served by their fallback; see `Backend.fallbacks`."""
+        """Return the models that are not served as configured; see `Backend.fallbacks`."""
         return self._fallbacks.heard
 
     def close(self) -> None:
@@ -164,18 +166,29 @@ class ServeBackend:
             logger.warning("Serve's controller gave no status: %s", _first_line(exc))
             return [ModelReadiness(model, 0, 0, "no status from Serve's controller") for model in self._deployments]
         statuses = application.deployments if application is not None else {}
-        return [_readiness(model, statuses.get(name)) for model, name in self._deployments.items()]
+        starting = any(_is_starting(statuses.get(name)) for name in self._deployments.values())
+        notes = starts_of(ClusterKeyValues(), self._app_name, time.time()) if starting else {}
+        return [_readiness(model, statuses.get(name), notes.get(name, ())) for model, name in self._deployments.items()]
 
 
-def _readiness(model: str, status: DeploymentStatusOverview | None) -> ModelReadiness:
+def _states(status: DeploymentStatusOverview) -> dict[str, int]:
+    return {str(getattr(state, "value", state)): count for state, count in status.replica_states.items()}
+
+
+def _is_starting(status: DeploymentStatusOverview | None) -> bool:
+    return status is not None and "STARTING" in _states(status)
+
+
+def _readiness(model: str, status: DeploymentStatusOverview | None, notes: Sequence[str]) -> ModelReadiness:
     if status is None:
         return ModelReadiness(model, 0, 0, "not deployed")
-    states = {str(getattr(state, "value", state)): count for state, count in status.replica_states.items()}
+    states = _states(status)
     others = [f"{count} {state.lower()}" for state, count in states.items() if state != "RUNNING"]
     asleep = not states and status.status == "HEALTHY"
     # Serve's own message may be a traceback of the engine, with paths: that is for the log, which has it.
     trouble = {"DEPLOY_FAILED": FAILED, "UNHEALTHY": "unhealthy; see the log"}
-    parts = [*others, *(["asleep"] if asleep else []), *filter(None, [trouble.get(str(status.status.value))])]
+    doing = list(dict.fromkeys(notes)) if _is_starting(status) else []  # replicas of one node download together
+    parts = [*others, *doing, *(["asleep"] if asleep else []), *filter(None, [trouble.get(str(status.status.value))])]
     return ModelReadiness(model, states.get("RUNNING", 0), sum(states.values()), ", ".join(parts), asleep)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from serve.core.placement import NodeResources, PlacementError, PlacementPlan, check_feasible
 from serve.workers.engine_env import EngineEnv
 from serve.workers.mpi_probe import mpi_spawns
 from serve.workers.nodes import living_nodes
@@ -19,6 +20,24 @@ def cluster_grows() -> bool:
     """Return whether an autoscaler may still bring nodes, so that what is missing now is no mistake."""
     # Ray tells it nowhere else. Without an autoscaler there is no such configuration.
     return ray._private.state.state.get_cluster_config() is not None
+
+
+def has_room(plan: PlacementPlan) -> bool:
+    """Return whether another replica would find what it takes now, beside all that runs; or a node would come for it.
+
+    Without a cluster: False.
+    """
+    if not ray.is_initialized():
+        return False
+    if cluster_grows():
+        return True
+    # Ray's public function adds all nodes up, and a replica does not fit into what two nodes have left together.
+    free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
+    try:
+        check_feasible(plan, tuple(NodeResources(node, resources) for node, resources in free.items()))
+    except PlacementError:
+        return False
+    return True
 
 
 def mpi_works_in_cluster(env: EngineEnv | None) -> bool | None:

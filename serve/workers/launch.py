@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from serve.artifacts.bundle_source import BundleSource
 from serve.core.parallel import ParallelLayout
 from serve.core.placement import LauncherKind, PlacementPlan, plan_placement
 from serve.engines.factory import AnyEngineSettings
@@ -13,6 +14,7 @@ from serve.engines.trtllm.line import Backend
 from serve.engines.trtllm.model_directory import DirectoryKind, read_model_directory
 from serve.engines.trtllm.orchestration import choose_orchestrator
 from serve.engines.trtllm.settings import TrtllmSettings
+from serve.workers.bundle_settings import BundleSettings
 from serve.workers.engine_env import EngineEnv
 from serve.workers.group_settings import GroupSettings
 from serve.workers.settings import RankResources
@@ -26,10 +28,11 @@ class EngineLaunch:
 
     Attributes:
         engine: Which engine, and its settings.
-        model_dir: Its checkpoint, at the same path on every node.
+        model_dir: Its checkpoint, at the same path on every node; of a bundle: not known before it was downloaded.
         plan: Who starts the ranks, and what was reserved for them.
         env: The engine's Python environment, if it is not the replica's.
         watch: How the ranks are watched.
+        bundle: What is downloaded first; None: the checkpoint is there.
     """
 
     engine: AnyEngineSettings
@@ -37,6 +40,32 @@ class EngineLaunch:
     plan: PlacementPlan
     env: EngineEnv | None
     watch: GroupSettings
+    bundle: BundleSource | None = None
+
+    @property
+    def certified(self) -> BundleSource | None:
+        """The bundle, if this is the engine that it was made and verified for; a fallback only borrows its files."""
+        return self.bundle if self.bundle and self.bundle.manifest.kind.engine == self.engine.kind else None
+
+    @property
+    def stains(self) -> bool:
+        """Whether the engine lives in its replica's process: if it fails, its traces stay in there."""
+        return self.plan.launcher in ("in_process", "mpi") and self.plan.host_bundle is None and self.env is None
+
+
+@dataclass(frozen=True)
+class LaunchChain:
+    """What a replica tries, one after the other; all of it fits into what it reserves.
+
+    Attributes:
+        launches: The first is what was configured; an earlier bundle and the fallback follow, as far as there are.
+        max_failures: How often a launch is tried before the next one.
+        bundle_check: How bundles are taken into use.
+    """
+
+    launches: tuple[EngineLaunch, ...]
+    max_failures: int
+    bundle_check: BundleSettings
 
 
 def check_launch(engine: AnyEngineSettings, layout: ParallelLayout, resources: RankResources) -> None:
@@ -118,12 +147,13 @@ def plan_launch(
     )
 
 
-def fallback_launch(launch: EngineLaunch, engine: TransformersSettings) -> EngineLaunch:
+def fallback_launch(launch: EngineLaunch, engine: TransformersSettings, model_dir: Path | None = None) -> EngineLaunch:
     """Return how the transformers engine takes over what was reserved for another engine: one actor a GPU.
 
     Args:
         launch: Of the other engine, which does not live in the replica's process.
         engine: Settings of the fallback.
+        model_dir: A checkpoint that it can load; None: the other engine's.
     """
     plan, world_size = launch.plan, launch.plan.layout.world_size
     rank = plan.rank
@@ -135,6 +165,8 @@ def fallback_launch(launch: EngineLaunch, engine: TransformersSettings) -> Engin
     plan = replace(
         plan, launcher="torch_distributed", layout=ParallelLayout(tensor=world_size), rank=rank, host_bundle=None
     )
+    if model_dir is not None:
+        launch = replace(launch, model_dir=str(model_dir), bundle=None)
     return replace(launch, engine=engine, plan=plan, env=None)
 
 

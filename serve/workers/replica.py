@@ -10,15 +10,20 @@ from msgspec.structs import replace
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
 
+from serve.artifacts.store import open_store
+from serve.artifacts.use_keeper import UseKeeper
+from serve.cluster_kv import ClusterKeyValues
 from serve.core.request import GenerateRequest
 from serve.datapath.frames import ReplyAddress
 from serve.datapath.sender import DeltaSender, ReplyStream
 from serve.errors import EngineDead, RayTRTError
 from serve.logs import configure_logging
 from serve.router.publisher import EventPublisher
+from serve.start_notes import StartNotes
+from serve.workers.bundle_access import ReplicaBundles
 from serve.workers.groups import make_group
-from serve.workers.launch import EngineLaunch
-from serve.workers.starting import start_engine
+from serve.workers.launch import LaunchChain
+from serve.workers.starting import EngineStart, Started
 
 logger = logging.getLogger(__name__)
 
@@ -28,20 +33,19 @@ class EngineReplica:
 
     Args:
         model_id: The model's id, for the log.
-        launch: Its engine.
-        fallback: What serves it if that does not start.
-        max_start_failures: How often it is tried.
+        chain: What may serve it, best first.
     """
 
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, model_id: str, launch: EngineLaunch, fallback: EngineLaunch | None, max_start_failures: int
-    ) -> None:
+    async def __init__(self, model_id: str, chain: LaunchChain) -> None:  # type: ignore[misc]  # Serve awaits it
         configure_logging()
-        # The engine is made here: it owns threads, GPUs and processes, and cannot be pickled.
-        self._group, is_fallback = await start_engine(model_id, launch, fallback, max_start_failures, make_group)
-        info = self._group.info
-        self._fallback = info.engine if is_fallback else ""
         replica_id = ray_serve.get_replica_context().replica_id.to_full_id_str()
+        self._uses = UseKeeper(open_store, f"replica {replica_id}", chain.bundle_check.lease_s)
+        # The engine is made here: it owns threads, GPUs and processes, and cannot be pickled.
+        started = await self._start(model_id, chain)
+        self._group = started.group
+        info = self._group.info
+        self._fingerprint = started.bundle.fingerprint if started.bundle is not None else ""
+        self._stand_in = started.describe(info.engine) if started.stands_in else ""
         self._sender = DeltaSender(replica_id)
         self._publisher = EventPublisher(replica_id, ray.util.get_node_ip_address(), self._group)
         await self._publisher.start()
@@ -54,6 +58,22 @@ class EngineReplica:
             info.total_blocks,
             info.tokens_per_block,
         )
+
+    async def _start(self, model_id: str, chain: LaunchChain) -> Started:
+        bundles = [launch.bundle for launch in chain.launches if launch.bundle is not None]
+        if not bundles:
+            return await EngineStart(model_id, chain, make_group).run()
+        self._uses.start(bundles)
+        replica = ray_serve.get_replica_context()
+        notes = StartNotes(ClusterKeyValues(), replica.app_name, replica.deployment, replica.replica_id.unique_id)
+        self._bundles = ReplicaBundles(notes)  # kept: the files stay on this node while it lives
+        with notes.kept():
+            try:
+                started = await EngineStart(model_id, chain, make_group, self._bundles).run()
+            finally:
+                self._bundles.close()
+        self._uses.start([started.launch.bundle] if started.launch.bundle is not None else [])
+        return started
 
     async def generate(self, request: GenerateRequest) -> None:
         """Run one sequence; returns when its last delta is on the way to `request.reply_to`.
@@ -80,17 +100,18 @@ class EngineReplica:
                 self._publisher.delta(request, delta)
                 if reply.lost:
                     return  # the gateway is gone, and its clients with it
-                if delta.prefill is not None and self._fallback:
-                    delta = replace(delta, prefill=replace(delta.prefill, fallback=self._fallback))
+                if delta.prefill is not None and (self._stand_in or self._fingerprint):
+                    prefill = replace(delta.prefill, fallback=self._stand_in, bundle=self._fingerprint)
+                    delta = replace(delta, prefill=prefill)
                 reply.send(delta)
 
     async def record_replica_metadata(self) -> dict[str, Any]:
         """Called by Serve, once: what gateways have to know to route to this replica."""
         return self._publisher.metadata()
 
-    def fallback_engine(self) -> str:
-        """Return the engine that serves in the place of the configured one; empty if that one does."""
-        return self._fallback
+    def stand_in(self) -> str:
+        """Return what serves in the place of what was configured, an engine or a bundle; empty if that does."""
+        return self._stand_in
 
     async def check_health(self) -> None:
         """Called by Serve. An engine that died has the replica replaced at once, and not after three failures.
@@ -117,3 +138,5 @@ class EngineReplica:
             await self._group.stop()
         if hasattr(self, "_sender"):
             self._sender.close()
+        if hasattr(self, "_uses"):
+            self._uses.stop()

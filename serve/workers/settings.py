@@ -77,6 +77,15 @@ class ReplicaSettings(StrictModel):
         description="Sequences that one gateway holds for replicas that are full; more are refused with status 503 "
         "and Retry-After. -1: no limit.",
     )
+    surge_percent: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="In a rolling update, this many percent more replicas than usual, at least one: new ones start "
+        "before old ones stop, and the update waits until there is room for them. 0: old ones stop first; requests of "
+        "a model that has no other replica wait at the gateway. None: 25 if the cluster has room when the application "
+        "is deployed, else 0.",
+    )
     health_check_period_s: PositiveFloat = Field(default=2.0, description="A dead engine is noticed within this time.")
     health_check_timeout_s: PositiveFloat = Field(default=10.0, description="A check that takes longer has failed.")
     drain_timeout_s: PositiveFloat = Field(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.artifacts.check import check_rank_files, check_requirements
-from serve.artifacts.manifest import Manifest, Requirements
+from serve.artifacts.check import check_requirements
+from serve.artifacts.manifest import Requirements
 from serve.artifacts.node_facts import GpuFacts, NodeFacts
 from serve.errors import BundleCorrupt, BundleMismatch
 
@@ -121,26 +121,3 @@ def test_two_percent_less_memory_is_the_same_gpu(share: float) -> None:
     elif share <= 0.979:
         with pytest.raises(BundleMismatch, match="GiB"):
             check_requirements(requires, facts)
-
-
-def manifest(kind: str, ranks: tuple[int, ...]) -> Manifest:
-    digest = "0" * 64
-    paths = sorted(["model/config.json", *(f"model/rank{rank}.engine" for rank in ranks)])
-    return Manifest.model_validate(
-        {
-            "fingerprint": digest,
-            "name": "m",
-            "kind": kind,
-            "parallel": {"tensor": 2, "pipeline": 2},
-            "model": {"source": "here", "digest": digest, "architecture": "LlamaForCausalLM"},
-            "provenance": {"created": "2026-01-01T00:00:00Z", "raytrt": "0.1"},
-            "files": [{"path": path, "size_bytes": 1, "blake3": digest} for path in paths],
-        }
-    )
-
-
-def test_an_engine_without_the_file_of_a_rank_is_refused() -> None:
-    check_rank_files(manifest("tensorrt-engine", (0, 1, 2, 3)))
-    check_rank_files(manifest("trtllm-checkpoint", ()))
-    with pytest.raises(BundleCorrupt, match=r"tensor=2 x pipeline=2 ranks, but has no model/rank2\.engine; build"):
-        check_rank_files(manifest("tensorrt-engine", (0, 1, 3)))
