@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from serve.artifacts.blobs import missing_blobs
+from serve.artifacts.blobs import blob_key, missing_blobs
 from serve.artifacts.bundle_layout import check_ranks
 from serve.artifacts.clock import Clock
 from serve.artifacts.collection import BUILDS, Collector
+from serve.artifacts.damage import DamagedFile, find_damage
 from serve.artifacts.digests import DigestCache
 from serve.artifacts.fingerprint import is_fingerprint
 from serve.artifacts.json_object import read_json, write_json
@@ -170,6 +171,15 @@ class Store:
         """Write files into a directory of this node, each checked; parallel, and resumed where it was broken off."""
         materialize(self._objects, files, directory, progress)
 
+    def find_damage(self, files: Sequence[FileEntry], progress: ByteProgress = no_progress) -> tuple[DamagedFile, ...]:
+        """Read the contents of files in the store; return those that are missing or wrong."""
+        return find_damage(self._objects, files, progress)
+
+    def remove_damage(self, damaged: Sequence[DamagedFile]) -> None:
+        """Remove contents that `find_damage` found, so that publishing them again stores them again."""
+        for digest in {file.entry.blake3 for file in damaged}:
+            self._objects.delete(blob_key(digest))
+
     def find_build(self, key: str) -> str | None:
         """Return the fingerprint that a build with this key led to, if its bundle is still there."""
         if not is_fingerprint(key):
@@ -241,6 +251,10 @@ class Store:
         self._uses.renew(fingerprint, holder, lease_s)
         if not self._has_bundle(fingerprint) and self._objects.size(f"{STEPS}/{fingerprint}.json") is None:
             raise ConfigError(f"{self.url}: {fingerprint} is no bundle or step of this store; a collection removed it")
+
+    def holders(self, fingerprint: str) -> tuple[str, ...]:
+        """Return who uses a bundle or step."""
+        return self._uses.holders(fingerprint)
 
     def collect(
         self,
