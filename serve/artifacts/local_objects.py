@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,7 +100,8 @@ class LocalObjects:
 
         def action() -> int | None:
             try:
-                return os.stat(self._directory / key, follow_symlinks=False).st_size
+                status = os.stat(self._directory / key, follow_symlinks=False)
+                return status.st_size if stat.S_ISREG(status.st_mode) else None
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
@@ -116,8 +118,9 @@ class LocalObjects:
                 path = Path(parent, name)
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                     status = path.stat(follow_symlinks=False)
-                    key = path.relative_to(self._directory).as_posix()
-                    yield ObjectInfo(key, status.st_size, status.st_mtime)
+                    if stat.S_ISREG(status.st_mode):
+                        key = path.relative_to(self._directory).as_posix()
+                        yield ObjectInfo(key, status.st_size, status.st_mtime)
 
     def upload(self, source: Path, key: str, state: FileState) -> None:
         """Write a file's content as an object, or overwrite it."""

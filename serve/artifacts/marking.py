@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from serve.artifacts.alias_history import bundle_before
 from serve.artifacts.port import AliasMove, Version
 from serve.artifacts.rollback import rollback_target
 
@@ -58,8 +59,9 @@ def kept_bundles(state: StoreState, rules: KeepRules, now_s: float) -> frozenset
         kept |= {version.fingerprint for version in versions[max(0, len(versions) - rules.versions) :]}
     for history in state.histories:
         kept |= {move.fingerprint for move in history[-2:]}
-        target = rollback_target(history, state.bundles.__contains__)
-        kept |= {target} if target else set()
+        # What an operator would go back to, and what replicas go back to by themselves.
+        kept.add(rollback_target(history, state.bundles.__contains__) or "")
+        kept.add(bundle_before(history, history[-1].fingerprint) or "")
     return frozenset(kept.intersection(state.bundles))
 
 
