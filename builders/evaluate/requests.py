@@ -6,13 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from serve.core.request import (
-    FinishReason,
-    GenerateRequest,
-    SamplingParams,
-    TokenLogprob,
-    pack_tokens,
-)
+from builders.evaluate.together import together
+from serve.core.request import FinishReason, GenerateRequest, SamplingParams, TokenLogprob, pack_tokens
 from serve.engines.protocol import Engine
 from serve.errors import Overloaded, RequestError
 
@@ -68,12 +63,7 @@ async def ask_all(
             if tell is not None:
                 tell(1)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(requests))):
-                group.create_task(work())
-    except* Exception as failures:
-        raise _first(failures) from None
+    await together(work() for _ in range(min(concurrency, len(requests))))
     return results
 
 
@@ -101,11 +91,3 @@ async def _ask(engine: Engine, asked: Asked) -> Told:
             if delta.finish_reason is FinishReason.STOP:
                 stop = delta.stop_token_id
     return Told(tuple(tokens), stop, scores)
-
-
-def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
-    failure: BaseException = failures
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    assert isinstance(failure, Exception)
-    return failure

@@ -85,6 +85,9 @@ class LoadPoint(StrictModel):
     tpot_p95_s: NonNegativeFloat
     within_limits: float = Field(default=0.0, ge=0, le=1, description="Share of the requests that met both limits.")
     failed: NonNegativeInt = Field(default=0, description="Requests that were refused, or did not end in time.")
+    relative_error: NonNegativeFloat = Field(
+        default=0.0, description="Standard error of `output_tokens_per_s`, over it, from fifths of the test."
+    )
 
 
 class PerformanceReport(StrictModel):
