@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
@@ -18,12 +19,14 @@ class ConfigFile:
 
     Attributes:
         path: Where it is.
+        document: What it holds.
         applications: Ours, by name.
         host, port: Where the HTTP ingress will listen; a wildcard address is given as the loopback one.
         url: Of our first application.
     """
 
     path: Path
+    document: dict[str, Any]
     applications: dict[str, AppConfig]
     host: str
     port: int
@@ -55,4 +58,4 @@ def read_config_file(path: Path) -> ConfigFile:
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
     first = next(entry for entry in document["applications"] if entry.get("import_path") == IMPORT_PATH)
     prefix = str(first.get("route_prefix") or "/").rstrip("/")
-    return ConfigFile(path, applications, host, options.port, f"http://{host}:{options.port}{prefix}")
+    return ConfigFile(path, document, applications, host, options.port, f"http://{host}:{options.port}{prefix}")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.artifacts.store import open_store
+from serve.bundle_models import resolve_model
 from serve.config import AppConfig, ModelConfig, parse_app_config, parse_applications
 from serve.core.placement import PlacementError, PlacementPlan
 from serve.engines.trtllm.explain import LineAnswer, Subject, explain_line, read_document
@@ -26,7 +28,7 @@ class Explanation:
 def explain_file(path: Path, line: str | None = None) -> Explanation:
     """Explain a config file, the `args` of one application, one model, or one engine's section.
 
-    Checkpoints that are not on this machine are taken for Hugging Face ones, which a note says.
+    Checkpoints that are not on this machine are taken for Hugging Face ones, which a note says. Bundles are looked up.
 
     Args:
         path: Of a YAML file.
@@ -42,7 +44,7 @@ def explain_file(path: Path, line: str | None = None) -> Explanation:
     answers = [
         answer
         for config in _configs(document, str(path))
-        for model in config.models
+        for model in (resolve_model(model, open_store).config for model in config.models)
         if isinstance(model.engine, TrtllmSettings)
         for answer in explain_model(model, model.engine, lines)
     ]

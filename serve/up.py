@@ -8,18 +8,21 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from types import FrameType
 
+import yaml
+
 from serve import build_report
+from serve.artifacts.store import open_store
 from serve.config import AppConfig
 from serve.config_file import ConfigFile
 from serve.errors import ConfigError
 from serve.flags import SERVE_FLAGS
 from serve.ingress.backend import FAILED
+from serve.pins import find_pins, pin_document
 from serve.process_tree import adopt_orphans, end_descendants, interrupt_with_parent
+from serve.ready import readiness
 
 POLL_S = 0.5
 # Ray Serve's, with its defaults; one of each a machine.
@@ -40,17 +43,17 @@ def up(config: ConfigFile, address: str | None) -> int:
         address: Of a running Ray cluster; None starts Ray here.
 
     Raises:
-        ConfigError: Its port is taken.
+        ConfigError: Its port is taken, or a bundle is not there.
     """
+    pins = find_pins(config.applications, open_store)
+    for pin in pins:
+        print(f"raytrt: {pin}", flush=True)
     if address is None and _in_use(config.host, config.port):
         raise ConfigError(
             f"{config.path}: http_options.port: {config.port} is in use on {config.host}; stop what listens there "
             "(another `raytrt up`?) or choose another port"
         )
     adopt_orphans()
-    command = [str(Path(sys.executable).with_name("serve")), "run", str(config.path)]
-    if address is not None:
-        command += ["--address", address]
     # Ray Serve's own log lines go to its files only; what matters to an operator, RayTRT says itself.
     # gRPC would report every process that a replica starts as a fork that it had to look past.
     quiet = {"RAY_SERVE_LOG_TO_STDERR": "0", "GRPC_ENABLE_FORK_SUPPORT": "0"}
@@ -63,6 +66,13 @@ def up(config: ConfigFile, address: str | None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # In a process group of its own, so that a terminal's Ctrl-C reaches it once: through this process.
     with tempfile.TemporaryDirectory(prefix="raytrt-") as directory:
+        path = config.path
+        if pins:
+            path = Path(directory, path.name)
+            path.write_text(yaml.safe_dump(pin_document(config.document, pins), sort_keys=False))
+        command = [str(Path(sys.executable).with_name("serve")), "run", str(path)]
+        if address is not None:
+            command += ["--address", address]
         report = Path(directory, "build")
         environ[build_report.VARIABLE] = str(report)
         child = subprocess.Popen(command, env=environ, process_group=0, preexec_fn=interrupt_with_parent)
@@ -120,7 +130,7 @@ def _wait_until_ready(child: "subprocess.Popen[bytes]", url: str, report: Path) 
     """
     last = ""
     while child.poll() is None:
-        ready, state = _readiness(url)
+        ready, state = readiness(url)
         if state != last and state:
             print(f"raytrt: {state}", flush=True)
             last = state
@@ -132,25 +142,6 @@ def _wait_until_ready(child: "subprocess.Popen[bytes]", url: str, report: Path) 
             return failure
         time.sleep(POLL_S)
     return None
-
-
-def _readiness(url: str) -> tuple[bool, str]:
-    try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=5) as response:
-            status, body = response.status, response.read()
-    except urllib.error.HTTPError as exc:
-        status, body = exc.code, exc.read()
-    except OSError:
-        return False, ""
-    try:
-        models = json.loads(body)["models"]
-        return status == 200, "; ".join(
-            f"{model['id']}: {model['ready_replicas']} of {model['target_replicas']} replicas ready"
-            + (f" ({model['message']})" if model.get("message") else "")
-            for model in models
-        )
-    except (ValueError, KeyError, TypeError):
-        return False, ""
 
 
 def _banner(url: str, config: AppConfig, seconds: float) -> str:

@@ -4,11 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from serve.artifacts.store import open_store
+from serve.bundle_models import fallback_checkpoint, resolve_model
 from serve.config import ModelConfig
 from serve.config_file import read_config_file
 from serve.engines.trtllm.line import Line
 from serve.engines.trtllm.settings import TrtllmSettings
 from serve.explain_config import usable_lines
+from serve.pins import describe_bundle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +26,13 @@ def run(options: argparse.Namespace) -> int:
         ConfigError: The file has a mistake.
     """
     for name, config in read_config_file(options.config).applications.items():
-        print(f"{name}: {', '.join(_summary(model) for model in config.models)}: good")
+        models = [resolve_model(model, open_store) for model in config.models]
+        for model in models:
+            if model.bundle is not None:
+                print(f"{name}: {model.config.id}: {describe_bundle(model.bundle)}")
+                if model.config.fallback is not None:
+                    fallback_checkpoint(model.config, model.bundle.manifest)  # for its errors
+        print(f"{name}: {', '.join(_summary(model.config) for model in models)}: good")
     return 0
 
 
