@@ -10,6 +10,7 @@ import contextvars
 import logging
 import time
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 from ray import serve as ray_serve
@@ -168,7 +169,11 @@ class ServeBackend:
         statuses = application.deployments if application is not None else {}
         starting = any(_is_starting(statuses.get(name)) for name in self._deployments.values())
         notes = starts_of(ClusterKeyValues(), self._app_name, time.time()) if starting else {}
-        return [_readiness(model, statuses.get(name), notes.get(name, ())) for model, name in self._deployments.items()]
+        deployments = self._deployments.items()
+        found = [_readiness(model, statuses.get(name), notes.get(name, ())) for model, name in deployments]
+        if application is not None and not statuses:
+            return _as_before(self._readiness, found)
+        return found
 
 
 def _states(status: DeploymentStatusOverview) -> dict[str, int]:
@@ -177,6 +182,12 @@ def _states(status: DeploymentStatusOverview) -> dict[str, int]:
 
 def _is_starting(status: DeploymentStatusOverview | None) -> bool:
     return status is not None and "STARTING" in _states(status)
+
+
+def _as_before(before: Sequence[ModelReadiness], found: Sequence[ModelReadiness]) -> list[ModelReadiness]:
+    """Return what was known: while Serve builds an application anew, it tells of no replica, and all of them serve."""
+    known = {state.model: replace(state, message="a new configuration is being built") for state in before}
+    return [known.get(state.model, state) for state in found]
 
 
 def _readiness(model: str, status: DeploymentStatusOverview | None, notes: Sequence[str]) -> ModelReadiness:
