@@ -138,6 +138,8 @@ def _reason(limit: _Limit, measured: Estimate, *, by_estimate: bool) -> str:
     interval = f"{measured.confidence:.0%} interval {limit.shown(measured.low)} to {limit.shown(measured.high)}"
     told = f"{limit.name} is {limit.shown(measured.value)} ({interval}, {measured.samples} samples)"
     border = f"gate.{limit.setting} {limit.shown(limit.value)}"
+    if not math.isfinite(measured.value):
+        return f"{told}: it is no number; the model computes none"
     if by_estimate:
         return f"{told}: {'less' if limit.at_least else 'more'} than {border}"
     return f"{told}: it is not proven to keep {border}, as decide_by: proof asks for"

@@ -99,7 +99,7 @@ def samples_needed(estimate: Estimate, limit: float) -> int | None:
     """
     margin = abs(limit - estimate.value)
     reach = estimate.high - estimate.value if limit >= estimate.value else estimate.value - estimate.low
-    if not margin:
+    if not margin or not math.isfinite(reach / margin):
         return None
     return math.ceil(estimate.samples * (reach / margin) ** 2)
 

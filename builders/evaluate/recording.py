@@ -205,7 +205,7 @@ def _scores(entries: Sequence[TokenLogprob | None] | None) -> TokenScores:
         [(token, _finite(value)) for token, value in entry.top] if math.isfinite(entry.logprob) else []
         for entry in told
     ]
-    width = max((len(row) for row in top), default=0)
+    width = max((len(row) for row in top), default=1) or 1
     for row in top:  # where the model computed no number, it expects tokens that nobody else names
         row += [(BROKEN - i, WORST_LOGPROB) for i in range(width - len(row))]
     return TokenScores(
