@@ -41,11 +41,13 @@ class StepInput:
         fingerprint: Of it.
         directory: Its files on this node, read-only. Of `fetch`: the source checkpoint, wherever it lies.
         result: What it told.
+        seconds: How long it took.
     """
 
     fingerprint: str
     directory: Path
     result: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from builders.context import StepName
-from builders.resources import StepResources, step_resources
+from builders.resources import StepResources, step_resources, uses_trtllm
 from builders.spec import BuildSpec
 from serve.artifacts.fingerprint import fingerprint
 from serve.artifacts.manifest import BundleKind
@@ -47,9 +47,9 @@ _LIBRARIES: Mapping[StepName, tuple[str, ...]] = {
     StepName.COMPILE: ("tensorrt_llm", "tensorrt", "torch", "transformers"),
     StepName.TUNE: ("tensorrt_llm", "torch", "transformers"),
     StepName.VERIFY: ("tensorrt_llm", "torch", "transformers"),
-    StepName.PUBLISH: ("tensorrt_llm", "torch", "transformers"),
 }
-_HARDWARE = frozenset({StepName.COMPILE, StepName.TUNE, StepName.VERIFY, StepName.PUBLISH})
+_TENSORRT = frozenset({"tensorrt_llm", "tensorrt"})
+_HARDWARE = frozenset({StepName.COMPILE, StepName.TUNE, StepName.VERIFY})
 _GIB = 2**30
 
 
@@ -96,12 +96,14 @@ class StepNode:
         fingerprint: Of its output.
         needs: Steps whose output it reads.
         resources: What it reserves.
+        environment: Library versions and hardware that shape it.
     """
 
     name: StepName
     fingerprint: str
     needs: tuple[StepName, ...]
     resources: StepResources
+    environment: Mapping[str, Any]
 
 
 class StepState(StrEnum):
@@ -157,8 +159,11 @@ def make_graph(spec: BuildSpec, facts: BuildFacts) -> BuildGraph:
     """
     steps: dict[StepName, StepNode] = {}
     for name, needs in step_needs(spec).items():
-        covered = _covered(spec, facts, name) | {"needs": {need.value: steps[need].fingerprint for need in needs}}
-        steps[name] = StepNode(name, fingerprint(covered), needs, step_resources(spec, name))
+        resources = step_resources(spec, name)
+        environment = step_environment(spec, name, facts.engine_node if resources.engine_env else facts.node)
+        covered = _covered(spec, facts, name, environment)
+        covered["needs"] = {need.value: steps[need].fingerprint for need in needs}
+        steps[name] = StepNode(name, fingerprint(covered), needs, resources, environment)
     return BuildGraph(spec, tuple(steps.values()))
 
 
@@ -201,7 +206,7 @@ def files_of(spec: BuildSpec, step: StepName) -> tuple[str, ...]:
     return tuple(dict.fromkeys(file for file in files.get(step, []) if file is not None))
 
 
-def _covered(spec: BuildSpec, facts: BuildFacts, step: StepName) -> dict[str, Any]:
+def _covered(spec: BuildSpec, facts: BuildFacts, step: StepName, environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a step's fingerprint covers, besides the steps it needs."""
     full = spec.model_dump(mode="json")
     covered: dict[str, Any] = {
@@ -211,15 +216,27 @@ def _covered(spec: BuildSpec, facts: BuildFacts, step: StepName) -> dict[str, An
     }
     if step is StepName.FETCH:
         covered["source"] = facts.source.digest
-    node = facts.engine_node if step_resources(spec, step).engine_env else facts.node
-    covered["libraries"] = {
-        name: node.libraries[name]
-        for name in _LIBRARIES.get(step, ())
-        if name in node.libraries and (name[:8] != "tensorrt" or spec.kind.engine == "trtllm")
+    return covered | {"environment": environment}
+
+
+def step_environment(spec: BuildSpec, step: StepName, node: NodeFacts) -> dict[str, Any]:
+    """Return the library versions and the hardware that shape a step's output.
+
+    Args:
+        spec: The build.
+        step: Which.
+        node: As the step's process sees it, with all its GPUs.
+    """
+    environment: dict[str, Any] = {
+        "libraries": {
+            name: node.libraries[name]
+            for name in _LIBRARIES.get(step, ())
+            if name in node.libraries and (name not in _TENSORRT or uses_trtllm(spec, step))
+        }
     }
     if step in _HARDWARE:
-        covered["hardware"] = _hardware(spec, node)
-    return covered
+        environment["hardware"] = _hardware(spec, node)
+    return environment
 
 
 def _hardware(spec: BuildSpec, node: NodeFacts) -> dict[str, Any]:

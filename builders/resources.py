@@ -11,6 +11,7 @@ from builders.context import StepName
 from builders.spec import BuildSpec
 from serve.artifacts.manifest import BundleKind
 from serve.core.placement import PlacementPlan, Resources, Strategy
+from serve.core.resources import ACCELERATOR
 from serve.engines.factory import AnyEngineSettings
 from serve.engines.transformers.settings import TransformersSettings
 from serve.engines.trtllm.settings import TrtllmSettings
@@ -59,12 +60,12 @@ def step_resources(spec: BuildSpec, step: StepName) -> StepResources:
 
 
 def uses_trtllm(spec: BuildSpec, step: StepName) -> bool:
-    """Whether a step's process loads TensorRT-LLM."""
+    """Whether a step's process loads TensorRT-LLM, or has to know its version."""
     if spec.kind.engine != "trtllm":
         return False
     if step is StepName.REFERENCE:
         return spec.verify.reference_engine != "transformers"
-    return step in (StepName.COMPILE, StepName.TUNE, StepName.VERIFY)
+    return step in (StepName.COMPILE, StepName.TUNE, StepName.VERIFY, StepName.PUBLISH)
 
 
 def engine_plan(spec: BuildSpec, step: StepName) -> PlacementPlan:
@@ -88,6 +89,11 @@ def engine_settings(spec: BuildSpec, step: StepName) -> AnyEngineSettings:
         return settings
     compiled = spec.kind is BundleKind.TENSORRT_ENGINE and step is not StepName.REFERENCE
     return settings.model_copy(update={"backend": "tensorrt" if compiled else "pytorch"})
+
+
+def without_labels(resources: Resources) -> Resources:
+    """Return the amounts that people know, without the marks of a node's kind of GPU."""
+    return {name: amount for name, amount in resources.items() if not name.startswith(ACCELERATOR)}
 
 
 def _rank_resources(spec: BuildSpec) -> RankResources:

@@ -1,7 +1,8 @@
 """A checkpoint in a directory, which every node sees at the same path. It is not copied; its files' digests are its
 identity, computed in parallel and remembered for as long as a file is not touched."""
 
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from builders.source.listing import SourceFile, SourceListing
@@ -30,14 +31,24 @@ def list_local(
     directory = location.directory
     if not directory.is_dir():
         raise ConfigError(
-            f"source.location: {directory} is no directory here; a local checkpoint has to be at the same path on "
-            "every node (give hf://organisation/model for one of a hub)"
+            f"source.location: {directory} is no directory on {socket.gethostname()}; a local checkpoint has to be at "
+            "the same path on every node, and where the build is started (or give hf://organisation/model)"
         )
     names = {path.relative_to(directory).as_posix() for path in _files(directory, _DEPTH)}
     taken = select_files(names, allow_pickle=allow_pickle, allow_code=allow_code, where=str(location))
-    found = digests.digests([directory / name for name in taken], progress)
-    files = {name: SourceFile((directory / name).stat().st_size, f"blake3:{found[directory / name]}") for name in taken}
-    return SourceListing(str(location), files)
+    return SourceListing(str(location), read_local(directory, taken, digests, progress))
+
+
+def read_local(
+    directory: Path, names: Sequence[str], digests: DigestCache, progress: ByteProgress = no_progress
+) -> dict[str, SourceFile]:
+    """Return size and digest of files of a directory.
+
+    Raises:
+        OSError: One is not there.
+    """
+    found = digests.digests([directory / name for name in names], progress)
+    return {name: SourceFile((directory / name).stat().st_size, f"blake3:{found[directory / name]}") for name in names}
 
 
 def _files(directory: Path, depth: int) -> Iterator[Path]:

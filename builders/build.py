@@ -1,0 +1,202 @@
+"""From what a build file refers to, to a bundle: what is there is found, what is missing is made."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from builders.context import StepName
+from builders.display import BuildDisplay
+from builders.errors import BuildFailed
+from builders.fallback import fallback_spec
+from builders.graph import BuildFacts, BuildGraph, StepState, make_graph
+from builders.inputs import BuildInputs
+from builders.naming import Naming, name_bundle
+from builders.records import find_records, find_refusal
+from builders.target_probe import probe_target
+from serve.artifacts.manifest import Manifest
+from serve.artifacts.node_facts import NodeFacts
+from serve.artifacts.port import ArtifactStore
+from serve.artifacts.reference import BundleReference
+from serve.core.placement import PlacementError
+from serve.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a build is run.
+
+    Attributes:
+        address: Of a Ray cluster; None: Ray is started here, if it is needed.
+        probe: Ask the nodes, though the same build led to a bundle before.
+        retry: Ask the gate again, though it refused the candidate before.
+    """
+
+    address: str | None = None
+    probe: bool = False
+    retry: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """A bundle that is published.
+
+    Attributes:
+        manifest: Its.
+        store: URL of its store.
+        name: Under which it can be found.
+        naming: Version and aliases of that name.
+        made: Whether this build made it; False: it was there.
+        replaces: Why it is the fallback; None: it is what was asked for.
+    """
+
+    manifest: Manifest
+    store: str
+    name: str
+    naming: Naming
+    made: bool
+    replaces: str | None = None
+
+    @property
+    def reference(self) -> BundleReference:
+        """A reference to this version."""
+        return BundleReference(self.store, self.name, str(self.naming.version))
+
+
+@dataclass(frozen=True)
+class BuildOutline:
+    """What a build would do.
+
+    Attributes:
+        graph: Its steps.
+        states: What is to be done about each.
+        seconds: How long those took whose output is there.
+        refused: When the gate refused the candidate; None: it did not.
+    """
+
+    graph: BuildGraph
+    states: Mapping[StepName, StepState]
+    seconds: Mapping[StepName, float]
+    refused: str | None
+
+
+def build(inputs: BuildInputs, store: ArtifactStore, options: BuildOptions, display: BuildDisplay) -> Built:
+    """Build, publish and name a bundle, or find the one that the same build led to before; or the fallback.
+
+    Raises:
+        ConfigError: It cannot be made like this, or here; nothing was begun.
+        BuildFailed: A step failed, or the gate refused, and there is no fallback; what was finished is kept.
+    """
+    spec = inputs.spec
+    earlier = None if options.probe or options.retry else find_earlier(inputs, store)
+    if earlier is not None:
+        return Built(earlier, store.url, spec.name, name_bundle(store, spec, earlier), made=False)
+    replaces = None
+    try:
+        manifest, made = make(inputs, store, options, display)
+        store.record_build(inputs.key, manifest.fingerprint)
+    except BuildFailed as exc:
+        fallback = fallback_spec(spec)
+        if fallback is None or exc.step == StepName.FETCH:
+            raise
+        replaces = str(exc)
+        display.say(f"{replaces}; building the fallback: the unquantized checkpoint for the transformers engine")
+        manifest, made = make(replace(inputs, spec=fallback), store, options, display, replaces)
+    naming = name_bundle(store, spec, manifest, replaces)
+    return Built(manifest, store.url, spec.name, naming, made, replaces)
+
+
+def find_earlier(inputs: BuildInputs, store: ArtifactStore) -> Manifest | None:
+    """Return the bundle that the same build led to before; None: there is none. Asks no node."""
+    fingerprint = store.find_build(inputs.key)
+    return store.find_bundle(fingerprint) if fingerprint is not None else None
+
+
+def outline(inputs: BuildInputs, store: ArtifactStore, address: str | None) -> BuildOutline:
+    """Find out what a build would do, and do nothing.
+
+    Args:
+        inputs: The build.
+        store: Where it would be published.
+        address: Of the Ray cluster; None: this machine, whose Ray need not be started for it.
+
+    Raises:
+        ConfigError: It could not be done.
+    """
+    if address is None:
+        graph = _graph(inputs, _probe_here(inputs))
+    else:
+        from builders.ray_cluster import connected
+
+        with connected(address) as cluster:
+            cluster.check_accelerator(inputs.spec.target)
+            graph = _graph(inputs, cluster.probe(inputs.spec.target))
+            cluster.check(graph)
+    records = find_records(store, graph)
+    published = store.find_bundle(graph.fingerprint) is not None
+    refusal = None if published else find_refusal(store, graph)
+    return BuildOutline(
+        graph=graph,
+        states=graph.states({record.fingerprint for record in records.values()}, published),
+        seconds={name: record.seconds for name, record in records.items()},
+        refused=refusal.created if refusal is not None else None,
+    )
+
+
+def make(
+    inputs: BuildInputs, store: ArtifactStore, options: BuildOptions, display: BuildDisplay, replaces: str | None = None
+) -> tuple[Manifest, bool]:
+    """Make a bundle, as far as it is not there.
+
+    Args:
+        inputs: The build.
+        store: Where it is published.
+        options: How.
+        display: Told what is done.
+        replaces: Why this is built instead of something else; None: it is what was asked for.
+
+    Returns:
+        The bundle's manifest, and whether it was made just now.
+
+    Raises:
+        ConfigError: It cannot be made like this, or here; nothing was begun.
+        BuildFailed: A step failed, or the gate refused; what was finished is kept.
+    """
+    local = None
+    if options.address is None:
+        # What is published is found without starting Ray.
+        local = _graph(inputs, _probe_here(inputs))
+        found = store.find_bundle(local.fingerprint)
+        if found is not None:
+            return found, False
+        display.say("starting Ray on this machine")
+    # Imported here: Ray takes a second, and a build that was done before does not need it.
+    from builders.ray_cluster import connected
+    from builders.runner import BuildRunner
+
+    with connected(options.address) as cluster:
+        cluster.check_accelerator(inputs.spec.target)
+        graph = local or _graph(inputs, cluster.probe(inputs.spec.target))
+        cluster.check(graph)
+        runner = BuildRunner(
+            graph, inputs.user_files, store, display, options.retry, replaces=replaces, package=inputs.package
+        )
+        return asyncio.run(runner.run())
+
+
+def _probe_here(inputs: BuildInputs) -> tuple[NodeFacts, NodeFacts]:
+    target = inputs.spec.target
+    facts = probe_target(target.engine_env)
+    if target.accelerator is not None and not facts[0].gpus:
+        raise ConfigError(
+            f"target.accelerator: {target.accelerator!r}: this machine has no GPU that its driver knows; give "
+            "--address of a Ray cluster that has such GPUs, or remove target.accelerator to build on the CPU"
+        )
+    return facts
+
+
+def _graph(inputs: BuildInputs, facts: tuple[NodeFacts, NodeFacts]) -> BuildGraph:
+    node, engine_node = facts
+    try:
+        return make_graph(inputs.spec, BuildFacts(inputs.source, node, engine_node, inputs.code, inputs.digests))
+    except PlacementError as exc:
+        raise ConfigError(f"parallel: {exc}") from exc

@@ -1,0 +1,98 @@
+"""RayCluster: the Ray that a build runs on; one that runs already, or one of its own on this machine."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from builders.cluster_room import check_accelerator, check_room
+from builders.graph import BuildGraph
+from builders.settings.target import TargetSettings
+from builders.tasks import probe_there
+from serve.artifacts.node_facts import NodeFacts
+from serve.core.resources import ACCELERATOR
+from serve.errors import ConfigError
+from serve.workers.cluster import cluster_grows
+from serve.workers.nodes import living_nodes
+
+_OBJECT_STORE_BYTES = 256 * 2**20  # a build's values are small: files go through the store
+# gRPC would report every process that a step starts as a fork that it had to look past.
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A cluster that this process is connected to."""
+
+    def probe(self, target: TargetSettings) -> tuple[NodeFacts, NodeFacts]:
+        """Ask a node of the target for its facts; see `probe_target`.
+
+        Raises:
+            ConfigError: It has no such environment as the target names.
+        """
+        options: dict[str, Any] = {}
+        if target.accelerator is not None:
+            options["resources"] = {f"{ACCELERATOR}{target.accelerator}": 0.001}
+        try:
+            facts: tuple[NodeFacts, NodeFacts] = ray.get(probe_there.options(**options).remote(target.engine_env))
+        except RayTaskError as exc:
+            if isinstance(exc.cause, ConfigError):
+                raise exc.cause from exc
+            raise ConfigError(f"target: its nodes cannot be asked what they have: {exc.cause}") from exc
+        except RayError as exc:
+            raise ConfigError(f"target: its nodes cannot be asked what they have: {exc}") from exc
+        return facts
+
+    def check(self, graph: BuildGraph) -> None:
+        """Check that the steps have room here, now or once the cluster has grown.
+
+        Raises:
+            ConfigError: They never will; lists what there is.
+        """
+        if not cluster_grows():
+            check_room(graph, tuple(living_nodes().values()))
+
+    def check_accelerator(self, target: TargetSettings) -> None:
+        """Check that there are nodes of the target.
+
+        Raises:
+            ConfigError: There are none; lists what there is.
+        """
+        if not cluster_grows():
+            check_accelerator(target, tuple(living_nodes().values()))
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[RayCluster]:
+    """Join a cluster, or start Ray here, and end it afterwards. A Ray that this process has joined already is left.
+
+    Args:
+        address: Of the cluster; None: start one.
+
+    Raises:
+        ConfigError: There is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield RayCluster()
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address is None:
+            # By name: without one, Ray would join whatever cluster happens to run on this machine.
+            ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        else:
+            ray.init(address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, RayError) as exc:
+        where = f"--address: {address!r} cannot be joined" if address else "Ray cannot be started here"
+        raise ConfigError(f"{where}: {str(exc).splitlines()[0]}") from exc
+    try:
+        yield RayCluster()
+    finally:
+        ray.shutdown()

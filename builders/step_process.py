@@ -1,0 +1,119 @@
+"""The process of one step: makes the step's context, runs it, and turns however it ends into a value.
+
+It may run in the engine's environment, so that nothing here needs a store, a hub or a toolchain.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from builders.context import Step, StepContext, StepInput
+from builders.errors import BuildFailed
+from builders.graph import step_environment
+from builders.progress import Reporter
+from builders.spec import BuildSpec, parse_spec
+from builders.step_log import read_tail, take_over_output
+from builders.step_order import StagedStep, StepOrder, StepOutcome
+from serve.artifacts.fingerprint import canonical_json
+from serve.artifacts.node_facts import NodeFacts
+from serve.artifacts.node_probe import probe_node
+from serve.errors import ConfigError
+from serve.workers.processes import GROUP_VARIABLE, GroupMark, kill_group, start_reaper
+
+_KILL_LIMIT_S = 10.0
+
+
+def run_step(order: StepOrder, staged: StagedStep, board: Any) -> StepOutcome:
+    """Run a step in this process, which prints into the step's log from now on, and is good for nothing else then.
+
+    Args:
+        order: What to do.
+        staged: What is laid out for it.
+        board: Handle of the build's `ProgressBoard`, or None.
+    """
+    take_over_output(staged.log)
+    started_s = time.monotonic()
+    reporter = Reporter(board, order.step.value)
+    try:
+        with _no_orphans(order):
+            result = _run(order, staged, reporter)
+        return StepOutcome("done", result, seconds=time.monotonic() - started_s)
+    except ConfigError as exc:
+        return _ended("mistake", str(exc), staged, started_s)
+    except BuildFailed as exc:
+        return _ended("failed", exc.message, staged, started_s)
+    except Exception as exc:
+        # Whatever a library raises may be unknown to the driver's Python: it gets a text.
+        traceback.print_exc()
+        return _ended("accident", f"{type(exc).__name__}: {exc}".strip(), staged, started_s)
+    finally:
+        reporter.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _run(order: StepOrder, staged: StagedStep, reporter: Reporter) -> Mapping[str, Any]:
+    spec = parse_spec(dict(order.spec))
+    node = probe_node(all_gpus=True)
+    _check_environment(order, spec, node)
+    visible = probe_node()
+    inputs = {
+        name: StepInput(str(record["fingerprint"]), staged.inputs[name], record["result"], float(record["seconds"]))
+        for name, record in order.inputs.items()
+    }
+    context = StepContext(
+        spec=spec,
+        inputs=inputs,
+        output=staged.output,
+        scratch=staged.scratch,
+        node=visible if visible.gpus else node,  # ranks of a worker group have GPUs that this process does not see
+        candidate=staged.candidate,
+        user_files=staged.user_files,
+        progress=reporter,
+    )
+    step: Step = importlib.import_module(f"{order.package}.{order.step.value}").run
+    result = step(context)
+    checked: Mapping[str, Any] = json.loads(canonical_json(result))  # a TypeError here is a mistake of the step's code
+    return checked
+
+
+def _check_environment(order: StepOrder, spec: BuildSpec, node: NodeFacts) -> None:
+    """Check that the step's fingerprint tells the truth about this process.
+
+    Raises:
+        BuildFailed: It has other hardware or libraries than the node that was asked when the build was planned.
+    """
+    found = json.loads(canonical_json(step_environment(spec, order.step, node)))
+    planned = json.loads(canonical_json(dict(order.environment)))
+    if found != planned:
+        raise BuildFailed(
+            order.step.value,
+            f"node {os.uname().nodename} differs from the one that was asked at the start: it has {found}, "
+            f"not {planned}; make the nodes of target.accelerator alike, or name one kind of them",
+        )
+
+
+@contextmanager
+def _no_orphans(order: StepOrder) -> Iterator[None]:
+    """See to it that no process that the step starts outlives it, however this one ends."""
+    mark = GroupMark.of_this_process(f"step-{order.step.value}-{order.fingerprint[:12]}")
+    os.environ[GROUP_VARIABLE] = mark.to_text()
+    reaper = start_reaper(mark)
+    try:
+        yield
+    finally:
+        kill_group(mark.group, _KILL_LIMIT_S)
+        if reaper is not None:
+            reaper.dismiss()
+
+
+def _ended(end: Any, message: str, staged: StagedStep, started_s: float) -> StepOutcome:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return StepOutcome(end, {}, message, time.monotonic() - started_s, read_tail(staged.log))

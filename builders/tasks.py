@@ -1,0 +1,69 @@
+"""The Ray tasks of a step: lay out, run, store. Each can be done again: what it makes is found by its fingerprint.
+
+They run one after the other in one reservation, so that they meet on one node. Only the middle one (`step_process`) may
+be in the engine's environment, and has a process of its own. Who tries again is the driver, not Ray: it shows it, and
+knows which failures are final.
+"""
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+
+from builders.context import StepName
+from builders.home import digest_database
+from builders.records import output_fingerprint
+from builders.staging import clear, stage
+from builders.step_log import read_tail
+from builders.step_order import StagedStep, StepOrder, StepOutcome
+from builders.target_probe import probe_target
+from serve.artifacts.digests import DigestCache
+from serve.artifacts.node_facts import NodeFacts
+from serve.artifacts.store import open_store
+from serve.workers.engine_env import EngineEnv
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def stage_step(order: StepOrder) -> StagedStep:
+    """Bring what a step needs to this node; see `stage`."""
+    return stage(order, open_store(order.store))
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def store_step(order: StepOrder, staged: StagedStep, outcome: StepOutcome) -> Mapping[str, Any]:
+    """Put what a step made into the store, and remove it here; returns its record, or its manifest, as JSON."""
+    store = open_store(order.store, DigestCache(digest_database()))
+    if order.step is StepName.PUBLISH:
+        assert staged.candidate is not None
+        fields = {**outcome.result["manifest"], "fingerprint": order.fingerprint}
+        fields["provenance"] = {**fields["provenance"], "replaces": order.replaces}
+        stored: dict[str, Any] = store.publish_bundle(fields, staged.candidate).model_dump(mode="json")
+    else:
+        record = {
+            "fingerprint": output_fingerprint(order.fingerprint, outcome.result),
+            "step": order.step.value,
+            "result": dict(outcome.result),
+            "seconds": outcome.seconds,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "node": platform.node(),
+        }
+        stored = store.publish_step(record, staged.output).model_dump(mode="json")
+        stored["result"] = dict(outcome.result)  # a refusal that was there before may have had other reasons
+    clear(staged)
+    return stored
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def clear_step(staged: StagedStep) -> tuple[str, ...]:
+    """Remove what was laid out for a step that came to nothing; returns the end of its log."""
+    tail = read_tail(staged.log)
+    clear(staged)
+    return tail
+
+
+@ray.remote(num_cpus=0, max_retries=1)  # type: ignore[untyped-decorator]
+def probe_there(env: EngineEnv | None) -> tuple[NodeFacts, NodeFacts]:
+    """Probe a node of the target; see `probe_target`."""
+    return probe_target(env)
