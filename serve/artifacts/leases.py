@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from serve.artifacts.clock import Clock
@@ -125,32 +126,27 @@ class Leases:
 
     def current(self, key: str) -> Claim | None:
         """Return the highest generation of a lock; None: nobody ever took it."""
-        return self._read(_folder(key))
+        return self._highest(_folder(key))
 
     def all(self) -> "tuple[tuple[str, Claim], ...]":
         """Return the highest generation of every lock, each with the name of its folder."""
         names = sorted({info.key.split("/")[1] for info in self._objects.listing(LOCKS)})
-        claims = ((name, self._read(f"{LOCKS}/{name}")) for name in names)
+        claims = ((name, self._highest(f"{LOCKS}/{name}")) for name in names)
         return tuple((name, claim) for name, claim in claims if claim is not None)
 
-    def _read(self, folder: str) -> Claim | None:
-        names = {info.key.removeprefix(f"{folder}/") for info in self._objects.listing(folder)}
-        numbers = [int(name.removesuffix(".claim")) for name in names if name.endswith(".claim")]
-        if not numbers:
-            return None
-        number = max(numbers)
-        stem = f"{number:08d}"
-        claim = read_json(self._objects.read(f"{folder}/{stem}.claim")) or {}
-        beat = self._objects.read(f"{folder}/{stem}.beat") or b""
-        return Claim(
-            number=number,
-            holder=str(claim.get("holder", "somebody")),
-            process=from_json(claim.get("process")),
-            lease_s=float(claim.get("lease_s", 30.0)),
-            released=f"{stem}.released" in names,
-            beat=beat,
-            beat_s=float((read_json(beat) or claim).get("now_s", 0.0)),
-        )
+    def _highest(self, folder: str) -> Claim | None:
+        while True:
+            names = {info.key.removeprefix(f"{folder}/") for info in self._objects.listing(folder)}
+            numbers = [int(name.removesuffix(".claim")) for name in names if name.endswith(".claim")]
+            if not numbers:
+                return None
+            number = max(numbers)
+            stem = f"{number:08d}"
+            claim = self._objects.read(f"{folder}/{stem}.claim")
+            if claim is not None:
+                beat = self._objects.read(f"{folder}/{stem}.beat") or b""
+                return _claim_of(number, read_json(claim) or {}, beat, released=f"{stem}.released" in names)
+            # It was the highest when it was listed; the owner of a higher one has removed it since.
 
     def _claim(self, key: str, holder: str, lease_s: float, number: int) -> "HeldLock | None":
         started_s = self._clock.monotonic_s()
@@ -267,6 +263,18 @@ class HeldLock:
         for info in self._objects.listing(self._folder):
             if int(info.key.rpartition("/")[2].partition(".")[0]) < self._number:
                 self._objects.delete(info.key)
+
+
+def _claim_of(number: int, claim: dict[str, Any], beat: bytes, *, released: bool) -> Claim:
+    return Claim(
+        number=number,
+        holder=str(claim.get("holder", "somebody")),
+        process=from_json(claim.get("process")),
+        lease_s=float(claim.get("lease_s", 30.0)),
+        released=released,
+        beat=beat,
+        beat_s=float((read_json(beat) or claim).get("now_s", 0.0)),
+    )
 
 
 def _folder(key: str) -> str:

@@ -1,15 +1,19 @@
 """What tests of the store are made of: storage in memory, storage that dies, a clock, and small bundles."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from blake3 import blake3
+
+from serve.artifacts.blobs import blob_key
 from serve.artifacts.clock import Clock
 from serve.artifacts.file_copy import write_all
 from serve.artifacts.file_state import FileState, check_unchanged
 from serve.artifacts.fingerprint import fingerprint
+from serve.artifacts.manifest import FileEntry
 from serve.artifacts.objects import ObjectInfo, Objects
 
 _T = TypeVar("_T")
@@ -168,6 +172,13 @@ class DoingAt:
                 return
             self.happened = True
         self._action()
+
+
+def bundle_contents(objects: Objects, files: Sequence[FileEntry]) -> dict[str, bytes]:
+    """Return what a store has of files; fails if anything is missing or wrong."""
+    found = {entry.path: objects.read(blob_key(entry.blake3)) or b"" for entry in files}
+    assert {path: blake3(data).hexdigest() for path, data in found.items()} == {e.path: e.blake3 for e in files}
+    return found
 
 
 def write_files(directory: Path, files: dict[str, bytes]) -> Path:
