@@ -24,8 +24,10 @@ from transformers.utils import logging as library_logging
 from serve.engines.transformers.attention import NAME as PAGED
 from serve.engines.transformers.attention import paged_attention
 from serve.engines.transformers.collectives import TensorGroup
+from serve.engines.transformers.quantized import count_weights, has_int8_weights
 from serve.engines.transformers.settings import TransformersSettings
-from serve.engines.transformers.sharding import Plan, Shard, connect, make_plan, read_shard, sharded_class
+from serve.engines.transformers.sharding import connect
+from serve.engines.transformers.weights import WeightSource, load_weights, plan_shards
 from serve.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -86,8 +88,12 @@ def load_model(model_dir: Path, settings: TransformersSettings, group: TensorGro
         _log.warning("transformers %s was not tested with this engine; 5.17 to 5.23 were", transformers.__version__)
     _log.info("loading %s onto %s", model_dir, device)
     with _one_at_a_time, _quiet_library():
-        plan = None if group is None else _plan_shards(config, model_dir, group)
-        model = _load_weights(model_dir, _choose_dtype(settings, config, device), choices, config, plan, group)
+        is_int8 = has_int8_weights(model_dir, config)
+        if is_int8 and hasattr(config, "quantization_config"):
+            del config.quantization_config  # or the library would look for a quantizer of that name
+        plan = None if group is None and not is_int8 else plan_shards(config, model_dir, group)
+        source = WeightSource(model_dir, config, plan, group, is_int8)
+        model = load_weights(source, _choose_dtype(settings, config, device), choices)
         model = model.to(device).eval()
     if group is not None and plan is not None:
         connect(model, plan, group)
@@ -95,14 +101,14 @@ def load_model(model_dir: Path, settings: TransformersSettings, group: TensorGro
         if device.type == "cuda":
             torch.cuda.empty_cache()  # of what `connect` let go
     if device.type == "cpu":
-        _choose_threads(settings, sum(p.numel() for p in model.parameters()))
+        _choose_threads(settings, count_weights(model))
     context_tokens = _context_tokens(settings, text_config, model_dir)
     num_blocks, is_exact = _num_blocks(settings, text_config, model.dtype, device, context_tokens)
     _log.info(
         "loaded %.1f million parameters in %.1f s (%s, attention %s); KV cache of %d blocks of %d tokens",
-        sum(p.numel() for p in model.parameters()) / 1e6,
+        count_weights(model) / 1e6,
         time.monotonic() - started_s,
-        str(model.dtype).removeprefix("torch."),
+        ("int8, computed in " if is_int8 else "") + str(model.dtype).removeprefix("torch."),
         model.config._attn_implementation,
         num_blocks,
         settings.tokens_per_block,
@@ -184,68 +190,6 @@ def _read_config(model_dir: Path) -> Any:
         raise ConfigError(
             f"model: {path} describes no model that transformers {transformers.__version__} knows: {exc}"
         ) from exc
-
-
-def _load_weights(
-    model_dir: Path,
-    dtype: torch.dtype,
-    choices: list[str],
-    config: Any,
-    plan: Plan | None,
-    group: TensorGroup | None,
-) -> Any:
-    """Load with the first kind of attention that the model has."""
-    attention, *others = choices
-    kept = {"dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
-    try:
-        if group is not None and plan is not None:
-            model, report = _load_shard(model_dir, config, plan, group, kept)
-        else:
-            auto = transformers.AutoModelForCausalLM
-            model, report = auto.from_pretrained(model_dir, local_files_only=True, **kept)
-    except ConfigError:
-        raise
-    except torch.OutOfMemoryError as exc:
-        raise ConfigError(f"model: the weights of {model_dir} do not fit the memory of the device: {exc}") from exc
-    except Exception as exc:  # the library raises whatever its parsers raise
-        if others and "does not support an attention implementation" in str(exc):
-            return _load_weights(model_dir, dtype, others, config, plan, group)
-        raise ConfigError(f"model: the weights in {model_dir} cannot be loaded: {exc}") from exc
-    # The library makes up random numbers for weights that are not there.
-    for what in ("missing_keys", "mismatched_keys"):
-        names = sorted(str(name) for name in report.get(what) or ())
-        if names:
-            raise ConfigError(
-                f"model: the checkpoint in {model_dir} does not fit its config.json; "
-                f"{what.replace('_', ' ')}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-            )
-    return model
-
-
-def _plan_shards(config: Any, model_dir: Path, group: TensorGroup) -> Plan:
-    if getattr(config, "quantization_config", None) is not None:
-        raise ConfigError(
-            f"parallel.tensor: the checkpoint in {model_dir} is quantized, which is not split over "
-            f"tensor={group.world_size} ranks; use a 16-bit checkpoint, or tensor: 1, or the trtllm engine"
-        )
-    try:
-        with torch.device("meta"):
-            whole = transformers.AutoModelForCausalLM.from_config(config)
-    except Exception as exc:  # the library raises whatever its models raise
-        raise ConfigError(f"model: {model_dir / 'config.json'} describes no model that can be made: {exc}") from exc
-    return make_plan(whole, config.get_text_config(), group.world_size)
-
-
-def _load_shard(
-    model_dir: Path, config: Any, plan: Plan, group: TensorGroup, kept: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """Load what this rank has of each weight, and nothing else."""
-    shard = Shard(group.rank, group.world_size)
-    tensors = read_shard(model_dir, plan, shard)
-    loaded: tuple[Any, dict[str, Any]] = sharded_class(plan, shard).from_pretrained(
-        None, config=config, state_dict=tensors, **kept
-    )
-    return loaded
 
 
 def _choose_dtype(settings: TransformersSettings, config: Any, device: torch.device) -> torch.dtype:

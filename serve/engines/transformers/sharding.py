@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import nn
 
 from serve.engines.transformers.collectives import TensorGroup
+from serve.engines.transformers.quantized import product_of
 from serve.errors import ConfigError
 
 _COLUMNS = ("colwise", "colwise_gather_output", "colwise_rep")
@@ -51,21 +52,22 @@ class Plan:
         splits_heads: Whether each rank has a part of the heads of the attention, and of the KV cache.
         model_class: The library's.
         prefix: What the names of a checkpoint may lack.
-        tensors: Names of all parameters.
+        linears: Names of all linear layers.
     """
 
     styles: dict[str, str]
     splits_heads: bool
     model_class: Any
     prefix: str
-    tensors: frozenset[str]
+    linears: frozenset[str]
 
     def axis(self, tensor: str) -> int | None:
-        """Return the dimension along which a tensor of the checkpoint is split; None if each rank has all of it."""
-        if tensor not in self.tensors and self.prefix + tensor in self.tensors:
-            tensor = self.prefix + tensor
+        """Return the dimension along which a tensor of the checkpoint is split; None if each rank has all of it.
+
+        Scales of a quantized weight, of which there is one for each output, are split like a bias.
+        """
         layer, _, kind = tensor.rpartition(".")
-        style = self.styles.get(layer)
+        style = self.styles.get(layer) or self.styles.get(self.prefix + layer)
         if style in _COLUMNS:
             return 0
         return 1 if style in _ROWS and kind == "weight" else None
@@ -83,8 +85,10 @@ def make_plan(model: Any, config: Any, count: int) -> Plan:
         ConfigError: The model has no plan, or one that cannot be carried out with so many ranks.
     """
     kind = config.model_type
+    linears = _linears(model)
+    if count == 1:
+        return Plan({}, False, type(model), f"{model.base_model_prefix}.", frozenset(linears))
     patterns = dict(getattr(model, "tp_plan", None) or {})
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     output = model.get_output_embeddings()
     styles: dict[str, str] = {}
     for pattern, style in patterns.items():
@@ -107,8 +111,11 @@ def make_plan(model: Any, config: Any, count: int) -> Plan:
             heads = getattr(config, field, None)
             if heads is not None and heads % count:
                 _refuse(kind, count, f"{field}={heads}")
-    tensors = frozenset(name for name, _ in model.named_parameters())
-    return Plan(styles, splits_heads, type(model), f"{model.base_model_prefix}.", tensors)
+    return Plan(styles, splits_heads, type(model), f"{model.base_model_prefix}.", frozenset(linears))
+
+
+def _linears(model: Any) -> dict[str, nn.Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def _has_parameters(model: Any, pattern: str) -> bool:
@@ -201,16 +208,19 @@ def connect(model: Any, plan: Plan, group: TensorGroup) -> None:
                 setattr(config, field, getattr(config, field) // group.world_size)
 
 
-def _gathering(layer: nn.Linear, group: TensorGroup) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda hidden: group.all_gather(nn.functional.linear(hidden, layer.weight, layer.bias))
+def _gathering(layer: Any, group: TensorGroup) -> Callable[[torch.Tensor], torch.Tensor]:
+    compute = layer.forward
+    return lambda hidden: group.all_gather(compute(hidden))
 
 
-def _reducing(layer: nn.Linear, group: TensorGroup, *, splits_input: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+def _reducing(layer: Any, group: TensorGroup, *, splits_input: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    multiply = product_of(layer)
+
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         if splits_input:
             size = layer.weight.shape[1]
             hidden = hidden.narrow(-1, group.rank * size, size)
-        output = group.all_reduce(nn.functional.linear(hidden, layer.weight))
+        output = group.all_reduce(multiply(hidden))
         return output if layer.bias is None else output + layer.bias
 
     return forward
