@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serve.artifacts.byte_count import ByteCount
 from serve.artifacts.digests import hash_file
-from serve.artifacts.download import download_blob
+from serve.artifacts.download import download_blob, remove_partial
 from serve.artifacts.manifest import FileEntry
 from serve.artifacts.objects import Objects
 from serve.artifacts.port import ByteProgress
@@ -31,13 +31,16 @@ def materialize(objects: Objects, files: Sequence[FileEntry], directory: Path, p
             raise BundleCorrupt(f"{target.parent} leads out of {directory} by a symbolic link; remove the link")
         target.parent.mkdir(parents=True, exist_ok=True)
         if _is_right(target, entry):
+            remove_partial(target)  # of a process that was killed at its last step
             count.set(entry.size_bytes, entry.path)
             return
         target.unlink(missing_ok=True)
         try:
             download_blob(objects, entry, target, ranges, count)
         except BundleCorrupt as exc:
-            raise (exc if entry.path == entry.blake3 else BundleCorrupt(f"{entry.path}: {exc}")) from exc
+            if entry.path == entry.blake3:  # who asks for a blob by its digest knows its file, and names it
+                raise
+            raise BundleCorrupt(f"{entry.path}: {exc}") from exc
 
     transfer(bring, files)
 
