@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serve.artifacts.byte_count import ByteCount
 from serve.artifacts.digests import DigestCache, hash_file
-from serve.artifacts.download import downloaded_bytes
+from serve.artifacts.download import downloaded_bytes, remove_partial
 from serve.artifacts.file_state import FileState
 from serve.artifacts.flock import FileLock
 from serve.artifacts.manifest import FileEntry
@@ -78,7 +78,9 @@ class CacheBlobs:
 
         with FileLock.take(self._root / "locks" / f"{entry.blake3}.blob", wait=look):
             if not self.is_right(target, entry):
-                if not self.is_right(blob, entry):
+                if self.is_right(blob, entry):
+                    remove_partial(blob)  # of a process that was killed at its last step
+                else:
                     blob.unlink(missing_ok=True)
                     self._download(store, entry, blob, lambda done, _total: count.set(done, entry.path))
                 self._link(blob, target)
