@@ -5,6 +5,7 @@ call these functions inside `quiet()`, in a process that ends with the step.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -94,30 +95,14 @@ def quantize(model: Any, settings: QuantizeSettings, calibrate: Callable[[Any], 
     except torch.OutOfMemoryError as exc:
         raise _out_of_memory(exc) from exc
     except _DOES_NOT_KNOW as exc:
+        if layer := _find_overflow(model, calibrate):
+            raise _overflow(model, layer) from exc
         raise _not_known(model, settings, exc) from exc
-    return check_ranges(model)
-
-
-def check_ranges(model: Any) -> list[str]:
-    """Check what the quantizers learned.
-
-    Returns:
-        Notes about experts that no text reached.
-
-    Raises:
-        BuildFailed: A range is not finite; names the layer.
-    """
     unseen = 0
     for name, quantizer in _quantizers(model):
         amax = getattr(quantizer, "_amax", None)
         if amax is not None and not torch.isfinite(amax.float()).all():
-            layer, _, what = name.rpartition(".")
-            raise BuildFailed(
-                "quantize",
-                f"{layer}: the range of its {what.removesuffix('_quantizer')}s is not finite: activations overflow "
-                f"{str(model.dtype).removeprefix('torch.')}, or the weights are broken; exclude the layer, or use a "
-                "checkpoint in bfloat16",
-            )
+            raise _overflow(model, name.rpartition(".")[0])
         unseen += amax is None and _EXPERT in name and "input_quantizer" in name
     if not unseen:
         return []
@@ -173,6 +158,42 @@ def export_tensorrt_llm(
         raise _out_of_memory(exc) from exc
     except _DOES_NOT_KNOW as exc:
         raise _not_known(model, settings, exc) from exc
+
+
+class _NotFinite(Exception):
+    """A layer that gets values that are not finite."""
+
+
+def _find_overflow(model: Any, calibrate: Callable[[Any], None]) -> str | None:
+    """Return the first layer with such weights or inputs; ModelOpt notices, and does not say where."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return str(name)
+    for _, quantizer in _quantizers(model):
+        quantizer.disable()
+
+    def look(name: str, module: Any, arguments: tuple[Any, ...]) -> None:
+        if isinstance(arguments[0], torch.Tensor) and not torch.isfinite(arguments[0]).all():
+            raise _NotFinite(name)
+
+    layers = [(name, module) for name, module in model.named_modules() if hasattr(module, "input_quantizer")]
+    hooks = [module.register_forward_pre_hook(functools.partial(look, name)) for name, module in layers]
+    try:
+        calibrate(model)
+    except _NotFinite as exc:
+        return str(exc)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
+
+
+def _overflow(model: Any, layer: str) -> BuildFailed:
+    return BuildFailed(
+        "quantize",
+        f"{layer} has values that are not finite: activations overflow {str(model.dtype).removeprefix('torch.')}, or "
+        "the weights are broken; use a checkpoint in bfloat16, or fetch it again",
+    )
 
 
 def _quantizers(model: Any) -> Iterator[tuple[str, Any]]:

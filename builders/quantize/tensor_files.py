@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Self
 
 import torch
@@ -33,7 +34,7 @@ class TensorReader:
         for path in _weight_files(directory):
             try:
                 opened = self._open[path] = _open(path)
-            except (OSError, SafetensorError, RuntimeError) as exc:
+            except (OSError, SafetensorError, RuntimeError, UnpicklingError) as exc:
                 raise ConfigError(f"source.location: {path} cannot be read ({exc}); fetch it again") from exc
             self._file_of |= dict.fromkeys(opened.keys(), path)
         self.names = tuple(sorted(self._file_of))
