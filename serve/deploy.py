@@ -11,14 +11,15 @@ from typing import Any
 from rich.console import Console
 
 from serve.artifacts.alias_history import rejected_bundles
+from serve.artifacts.reference import BundleReference
 from serve.artifacts.store import open_store
 from serve.bundle_config import same_tokenizer
 from serve.bundle_models import OpenStore
-from serve.config import IMPORT_PATH
 from serve.config_file import ConfigFile, read_config_file
 from serve.core.rollout import RolloutLimits, RolloutState, Stage, judge
-from serve.dashboard import DEFAULT_ADDRESS, Dashboard, DashboardError, app_sights, deployed_configs
+from serve.dashboard import DEFAULT_ADDRESS, Dashboard, DashboardError, app_sights
 from serve.errors import BundleCorrupt, ConfigError, StoreUnavailable
+from serve.last_config import LastConfig
 from serve.pins import Pin, find_pins, pin_document
 from serve.ready import readiness
 
@@ -153,7 +154,7 @@ class Deploy:
             self._tell(str(pin))
         document = pin_document(config.document, pins)
         details = self._dashboard.details()
-        last = _LastConfig(document, details)
+        last = LastConfig(document, details)
         before = last.fingerprints()
         if not change_tokenizer:
             self._check_tokenizers(pins, before)
@@ -170,12 +171,12 @@ class Deploy:
         state = self._go_back(config, last, timeout_s)
         return Outcome(state, self._monotonic_s() - began_s, pins, before, reason)
 
-    def _go_back(self, config: ConfigFile, last: "_LastConfig", timeout_s: float) -> str:
+    def _go_back(self, config: ConfigFile, last: LastConfig, timeout_s: float) -> str:
         if not last.is_good:
             self._tell("nothing that worked was deployed before: the applications are left as they are")
             return "failed"
         self._tell("going back to what was deployed before")
-        self._dashboard.deploy(last.document)
+        self._dashboard.deploy(last.without_rejected(self._instead_of))
         reason = self._wait(config, (), RolloutLimits(timeout_s))
         if reason is not None:
             self._tell(f"going back failed, too: {reason}")
@@ -225,6 +226,15 @@ class Deploy:
                 return f"bundle {bundle} was rejected: {why}"
         return None
 
+    def _instead_of(self, reference: BundleReference, fingerprint: str) -> str:
+        """Return where an alias points, if the bundle that it meant was rejected since; else that bundle."""
+        if reference.version is not None or reference.fingerprint is not None:
+            return fingerprint
+        store = self._open_store(reference.store)
+        if fingerprint not in rejected_bundles(store.history(reference.name, reference.selector)):
+            return fingerprint
+        return store.aliases(reference.name)[reference.selector].fingerprint
+
     def _check_tokenizers(self, pins: Sequence[Pin], before: Mapping[tuple[str, str], str]) -> None:
         """Check that old and new replicas of a model understand the same tokens.
 
@@ -241,38 +251,3 @@ class Deploy:
                     "is deployed, and requests of the rollout could be garbled; give it another `id`, or say "
                     "--change-tokenizer"
                 )
-
-
-class _LastConfig:
-    """What was deployed before.
-
-    Args:
-        document: The new config file, for what is fixed as long as Serve runs.
-        details: What Serve told of itself before.
-    """
-
-    def __init__(self, document: Mapping[str, Any], details: Mapping[str, Any]) -> None:
-        self._configs = deployed_configs(details)
-        sights = app_sights(details)
-        self.is_good = bool(self._configs) and all(sights[name].status == "RUNNING" for name in self._configs)
-        self.document = {**document, "applications": list(self._configs.values())}
-
-    def fingerprints(self) -> dict[tuple[str, str], str]:
-        """Return the bundles that were deployed, by application and model."""
-        return {
-            (name, model["id"]): model["bundle_fingerprint"]
-            for name, config in self._configs.items()
-            if config.get("import_path") == IMPORT_PATH
-            for model in (config.get("args") or {}).get("models", ())
-            if model.get("bundle_fingerprint") is not None
-        }
-
-    def equals(self, document: Mapping[str, Any]) -> bool:
-        """Return whether a config file has the same code and arguments, so that Serve restarts nothing."""
-        parts = ("import_path", "args", "runtime_env")
-        new = {entry.get("name", "default"): entry for entry in document["applications"]}
-        return new.keys() == self._configs.keys() and all(
-            (entry.get(part) or {}) == (self._configs[name].get(part) or {})
-            for name, entry in new.items()
-            for part in parts
-        )

@@ -61,7 +61,7 @@ class BundleVersions:
         return manifest
 
     def derive(self, first: Manifest, label: str, change: Callable[[Path], None]) -> Manifest:
-        """Publish another version, which is not promoted: the files of the first one, and what `change` does to them."""
+        """Publish another version, not promoted: the files of the first one, and what `change` does to them."""
         place = self._directory / label
         self.store.materialize(first.files, place)
         change(place)
