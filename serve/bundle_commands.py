@@ -27,6 +27,7 @@ from serve.artifacts.manifest_diff import compare
 from serve.artifacts.parsing import write_manifest
 from serve.artifacts.port import ByteProgress
 from serve.artifacts.reference import BundleReference, parse_reference
+from serve.artifacts.size_text import size_text
 from serve.artifacts.store import Store, open_store
 from serve.errors import BundleCorrupt, ConfigError, StoreUnavailable
 
@@ -231,7 +232,7 @@ def _verify(options: argparse.Namespace) -> int:
         done = "removed; publish or build the bundle again" if options.remove_damaged else "see --remove-damaged"
         print("\n".join([f"bundle {manifest.fingerprint} is damaged ({done}):", *(f"  {line}" for line in wrong)]))
     else:
-        size = tables.size_text(manifest.size_bytes)
+        size = size_text(manifest.size_bytes)
         print(f"bundle {manifest.fingerprint} ({manifest.name}) is good: {len(manifest.files)} files, {size}")
     return 1 if wrong else 0
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from serve.artifacts.manifest import Manifest
 from serve.artifacts.manifest_diff import Difference
 from serve.artifacts.port import AliasMove, Collected, Version
+from serve.artifacts.size_text import size_text
 
 # Where nobody looks at a terminal, a line is a line.
 _WIDE = 1000
@@ -110,16 +111,6 @@ def collected_lines(collected: Collected, *, dry_run: bool) -> str:
         f"{size_text(collected.size_bytes)} {verb}"
     ]
     return "\n".join([*lines, *(f"  bundle {fingerprint}" for fingerprint in collected.bundles)])
-
-
-def size_text(size_bytes: int) -> str:
-    """Return a size, for people."""
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def percent_text(share: float | None) -> str:

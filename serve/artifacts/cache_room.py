@@ -3,16 +3,23 @@
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from serve.artifacts.cache_place import PLACE_VARIABLE
 from serve.artifacts.flock import FileLock
+from serve.artifacts.size_text import size_text
 from serve.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
 # What is left free for everything else on the disk.
 RESERVE_BYTES = 1 << 30
+
+
+def free_bytes_at(path: Path) -> int:
+    """Return how many bytes are free on the disk of a path."""
+    return shutil.disk_usage(path).free
 
 
 def make_room(
@@ -22,6 +29,7 @@ def make_room(
     *,
     keep: frozenset[str] = frozenset(),
     reserve_bytes: int = RESERVE_BYTES,
+    free_bytes: Callable[[Path], int] = free_bytes_at,
 ) -> None:
     """Remove trees of a cache until so many more bytes fit, within the limit and on the disk.
 
@@ -33,6 +41,7 @@ def make_room(
         needed_bytes: What is to be downloaded.
         keep: Digests of contents that are not to be removed, although no tree has them yet.
         reserve_bytes: What is left free on the disk, if that can be had.
+        free_bytes: How many bytes are free where a path is.
 
     Raises:
         ConfigError: They do not fit on the disk.
@@ -42,21 +51,21 @@ def make_room(
     with FileLock.take(root / "locks" / "room"):
         while True:
             over = used_bytes(root) + needed_bytes - limit_bytes
-            short = needed_bytes + reserve_bytes - shutil.disk_usage(root).free
+            short = needed_bytes + reserve_bytes - free_bytes(root)
             if max(over, short) <= 0:
                 return
             if not _remove_oldest(root, keep):
                 break
-    if needed_bytes > shutil.disk_usage(root).free:
-        raise ConfigError(describe_full(root, needed_bytes))
+    if needed_bytes > free_bytes(root):
+        raise ConfigError(describe_full(root, free_bytes(root), needed_bytes))
     if over > 0:
-        _log.warning("bundle cache %s: %s more than its limit, and all of it is in use", root, _gib(over))
+        _log.warning("bundle cache %s: %s more than its limit, and all of it is in use", root, size_text(over))
 
 
-def describe_full(root: Path, needed_bytes: int | None = None) -> str:
+def describe_full(root: Path, free_bytes: int, needed_bytes: int | None = None) -> str:
     """Return the message about a disk without room for a download."""
-    free = _gib(shutil.disk_usage(root).free)
-    needed = f"{_gib(needed_bytes)} are to be downloaded, and its" if needed_bytes is not None else "its"
+    free = size_text(free_bytes)
+    needed = f"{size_text(needed_bytes)} are to be downloaded, and its" if needed_bytes is not None else "its"
     return (
         f"bundle cache {root}: {needed} disk has {free} free; make room there, or set {PLACE_VARIABLE} to a directory "
         "on another disk"
@@ -130,7 +139,3 @@ def _asked_for(root: Path, name: str) -> float:
         return (root / "used" / name).stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB"

@@ -17,7 +17,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from serve.artifacts.bundle_check import selected
 from serve.artifacts.byte_count import ByteCount
 from serve.artifacts.cache_blobs import CacheBlobs
 from serve.artifacts.cache_place import DATABASE, cache_limit, cache_root
-from serve.artifacts.cache_room import describe_full, make_room, remove_leftovers
+from serve.artifacts.cache_room import describe_full, free_bytes_at, make_room, remove_leftovers
 from serve.artifacts.digests import DigestCache
 from serve.artifacts.fingerprint import canonical_json
 from serve.artifacts.flock import FileLock
@@ -48,9 +48,16 @@ class NodeCache:
         root: Directory; None: `$RAYTRT_BUNDLE_CACHE`, or `~/.cache/raytrt/bundles`. Best a local disk.
         limit_bytes: What is used least recently is removed when there is more than this; None:
             `$RAYTRT_BUNDLE_CACHE_LIMIT` (200GiB, 40%), or half of the disk.
+        free_bytes: How many bytes are free where a path is.
     """
 
-    def __init__(self, root: Path | None = None, limit_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        limit_bytes: int | None = None,
+        free_bytes: Callable[[Path], int] = free_bytes_at,
+    ) -> None:
+        self._free_bytes = free_bytes
         self._root = (root or cache_root()).absolute()
         for folder in ("blobs", "trees", "used", "locks"):
             (self._root / folder).mkdir(parents=True, exist_ok=True)
@@ -122,7 +129,7 @@ class NodeCache:
         except BaseException as exc:
             pin.release()
             if is_disk_full(exc):
-                raise ConfigError(describe_full(self._root)) from exc
+                raise ConfigError(describe_full(self._root, self._free_bytes(self._root))) from exc
             raise
         with self._lock:
             self._pins.setdefault(name, []).append(pin)
@@ -161,6 +168,7 @@ class NodeCache:
             self._limit_bytes,
             self._blobs.missing_bytes(files),
             keep=frozenset(entry.blake3 for entry in files),
+            free_bytes=self._free_bytes,
         )
         # A tree that is there and damaged may be in use: files are replaced in it, one by one, and it stays where it
         # is.

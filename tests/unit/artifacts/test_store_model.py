@@ -223,4 +223,4 @@ def refused(action: object) -> None:
 
 
 TestStoreBesideModel = StoreBesideModel.TestCase
-TestStoreBesideModel.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)
+TestStoreBesideModel.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
