@@ -57,8 +57,10 @@ def _deepseek(
 
 
 def _gpt_oss(layers: int, experts: int) -> dict[str, Any]:
-    more = {"num_local_experts": experts, "num_experts_per_tok": 4, "sliding_window": 128}
-    return _config("gpt_oss", layers, 2880, 2880, 64, 8, 201088, 131072, **more)
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    quantization = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
+    more = {"num_experts_per_tok": 4, "sliding_window": 128, "quantization_config": quantization}
+    return _config("gpt_oss", layers, 2880, 2880, 64, 8, 201088, 131072, num_local_experts=experts, **more)
 
 
 def _llama4(experts: int, step: int, context: int) -> dict[str, Any]:
@@ -91,6 +93,7 @@ _V3 = {
     "num_experts_per_tok": 8,
     "q_lora_rank": 1536,
     "first_k_dense_replace": 3,
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
 }
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -172,3 +175,65 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 MODELS: dict[str, ModelShape] = {name: shape_from_config(config) for name, config in CONFIGS.items()}
+
+# Where their checkpoints are on the Hugging Face hub: those that follow instructions, if there are any.
+HUB: dict[str, str] = {
+    "llama-3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama-3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
+    "llama-3.1-405b": "meta-llama/Llama-3.1-405B-Instruct",
+    "llama-2-7b": "meta-llama/Llama-2-7b-chat-hf",
+    "llama-2-13b": "meta-llama/Llama-2-13b-chat-hf",
+    "llama-2-70b": "meta-llama/Llama-2-70b-chat-hf",
+    "llama-4-scout": "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+    "llama-4-maverick": "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    "qwen2.5-3b": "Qwen/Qwen2.5-3B-Instruct",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen2.5-14b": "Qwen/Qwen2.5-14B-Instruct",
+    "qwen2.5-32b": "Qwen/Qwen2.5-32B-Instruct",
+    "qwen2.5-72b": "Qwen/Qwen2.5-72B-Instruct",
+    "qwen2-57b-a14b": "Qwen/Qwen2-57B-A14B-Instruct",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+    "qwen3-1.7b": "Qwen/Qwen3-1.7B",
+    "qwen3-4b": "Qwen/Qwen3-4B",
+    "qwen3-8b": "Qwen/Qwen3-8B",
+    "qwen3-14b": "Qwen/Qwen3-14B",
+    "qwen3-32b": "Qwen/Qwen3-32B",
+    "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B",
+    "qwen3-235b-a22b": "Qwen/Qwen3-235B-A22B",
+    "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.3",
+    "mistral-nemo-12b": "mistralai/Mistral-Nemo-Instruct-2407",
+    "mistral-small-24b": "mistralai/Mistral-Small-24B-Instruct-2501",
+    "mistral-large-123b": "mistralai/Mistral-Large-Instruct-2407",
+    "mixtral-8x7b": "mistralai/Mixtral-8x7B-Instruct-v0.1",
+    "mixtral-8x22b": "mistralai/Mixtral-8x22B-Instruct-v0.1",
+    "gemma-2b": "google/gemma-2b-it",
+    "gemma-7b": "google/gemma-7b-it",
+    "gemma-2-9b": "google/gemma-2-9b-it",
+    "gemma-2-27b": "google/gemma-2-27b-it",
+    "gemma-3-4b": "google/gemma-3-4b-it",
+    "gemma-3-12b": "google/gemma-3-12b-it",
+    "gemma-3-27b": "google/gemma-3-27b-it",
+    "phi-2": "microsoft/phi-2",
+    "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",
+    "phi-3-medium": "microsoft/Phi-3-medium-4k-instruct",
+    "phi-4": "microsoft/phi-4",
+    "deepseek-v2-lite": "deepseek-ai/DeepSeek-V2-Lite-Chat",
+    "deepseek-v2": "deepseek-ai/DeepSeek-V2-Chat",
+    "deepseek-v3": "deepseek-ai/DeepSeek-V3",
+    "deepseek-r1": "deepseek-ai/DeepSeek-R1",
+    "gpt-oss-20b": "openai/gpt-oss-20b",
+    "gpt-oss-120b": "openai/gpt-oss-120b",
+    "chatglm3-6b": "THUDM/chatglm3-6b",
+    "glm-4-9b": "THUDM/glm-4-9b-chat",
+    "yi-6b": "01-ai/Yi-6B-Chat",
+    "yi-34b": "01-ai/Yi-34B-Chat",
+    "baichuan2-7b": "baichuan-inc/Baichuan2-7B-Chat",
+    "baichuan2-13b": "baichuan-inc/Baichuan2-13B-Chat",
+    "falcon-180b": "tiiuae/falcon-180B-chat",
+    "gpt-j-6b": "EleutherAI/gpt-j-6b",
+    "opt-13b": "facebook/opt-13b",
+}

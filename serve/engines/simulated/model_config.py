@@ -9,7 +9,8 @@ from serve.engines.simulated.model_shape import LatentAttention, ModelShape
 # Where models of text and pictures keep the part that generates text.
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
 _FULL = frozenset({"full_attention"})
-_WINDOWED = frozenset({"sliding_attention", "chunked_attention"})
+_SLIDING = frozenset({"sliding_attention"})
+_WINDOWED = _SLIDING | {"chunked_attention"}
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +114,21 @@ class _Reader:
         if not isinstance(layers, int) or not window or (context is not None and window >= context):
             return {}
         windowed = self._windowed_layers(layers)
-        return {"window_tokens": window, "windowed_layers": windowed} if windowed else {}
+        if not windowed:
+            return {}
+        return {"window_tokens": window, "windowed_layers": windowed, "window_period": self._window_period()}
+
+    def _window_period(self) -> int | None:
+        """Return after how many layers the windows repeat, if they do so exactly, and slide."""
+        types = self._get("layer_types")
+        if types:
+            period = next((i + 1 for i, layer_type in enumerate(types) if layer_type in _FULL), None)
+            expected = [_FULL if period and (i + 1) % period == 0 else _SLIDING for i in range(len(types))]
+            same = all(layer_type in kinds for layer_type, kinds in zip(types, expected, strict=True))
+            return period if same else None
+        if self._family.windows == "alternate":
+            return 2
+        return int(self._get("sliding_window_pattern")) if self._family.windows == "pattern" else None
 
     def _windowed_layers(self, layers: int) -> int:
         if types := self._get("layer_types"):

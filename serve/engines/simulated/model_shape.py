@@ -33,6 +33,9 @@ class ModelShape(StrictModel):
     latent: LatentAttention | None = Field(default=None, description="None: keys and values are kept as they are.")
     window_tokens: PositiveInt | None = Field(default=None, description="`sliding_window`; None: no layer has one.")
     windowed_layers: NonNegativeInt = Field(default=0, description="Layers that see no further than the window.")
+    window_period: PositiveInt | None = Field(
+        default=None, description="Every so many-th layer has no window, all others do; None: it is not so."
+    )
     intermediate: PositiveInt = Field(description="`intermediate_size`; of one expert in an MoE model.")
     gated: bool = Field(default=True, description="Three matrices in a feed-forward network; else two.")
     experts: NonNegativeInt = Field(default=0, description="Routed experts a layer; 0: dense.")
@@ -163,6 +166,16 @@ class ModelShape(StrictModel):
         return layer * self.windowed_layers // self.layers
 
     # Keys and values
+
+    def window_pattern(self, context_tokens: int) -> tuple[int, ...] | None:
+        """Return the windows of the first layers, which repeat; None: they do not, or there are none."""
+        if self.window_tokens is None:
+            return None
+        if self.windowed_layers == self.layers:
+            return (self.window_tokens,)
+        if self.window_period is None:
+            return None
+        return (*[self.window_tokens] * (self.window_period - 1), context_tokens)
 
     @property
     def kv_numbers(self) -> int:

@@ -15,6 +15,7 @@ token as in Narayanan et al., "Efficient large-scale language model training on 
 """
 
 import math
+from typing import NamedTuple
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -81,6 +82,15 @@ EFFICIENCIES: dict[Generation, Efficiency] = {
 }
 
 
+class StepParts(NamedTuple):
+    """What a step without prompts takes, in s: `weights_s` or `products_s`, whichever is more, and the others."""
+
+    weights_s: float
+    keys_s: float
+    products_s: float
+    fixed_s: float
+
+
 class RooflineLatency:
     """Step times of one model on the GPUs of one engine.
 
@@ -129,6 +139,19 @@ class RooflineLatency:
             + tokens * self._moved_token_s
             + outputs * self._sequence_s
         )
+
+    def parts(self, sequences: float, context_tokens: float) -> StepParts:
+        """Return what a step without prompts is made of, for sequences of a mean context."""
+        tokens = int(sequences)
+        read_s = self._attention_read_s + self._dense_read_s + self._head_read_s
+        if self._expert_read_s:
+            read_s += self._expert_read_s * self._experts_read(tokens / self._stages) * self._crowding(tokens)
+        shape = StepShape(decode_sequences=tokens, decode_context_tokens=int(sequences * context_tokens))
+        keys_s = shape.decode_context_tokens * self._kv_token_s + self._windows_s(shape)
+        crowding = self._crowding(tokens) if self._expert_token_s else 1.0
+        products_s = tokens * (self._dense_token_s + self._expert_token_s * crowding + self._head_s)
+        fixed_s = self._step_s + tokens * (self._moved_token_s + self._sequence_s)
+        return StepParts(*(part * self._lengthened for part in (read_s, keys_s, products_s, fixed_s)))
 
     @property
     def stages(self) -> int:
