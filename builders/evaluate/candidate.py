@@ -13,6 +13,7 @@ from builders.evaluate.engines import EnginePlace
 from builders.resources import engine_plan, engine_settings
 from builders.texts.encoder import PromptEncoder
 from serve.artifacts.manifest import MODEL, RUNTIME, TOKENIZER, BundleRuntime
+from serve.core.strict_model import describe_mistakes
 from serve.engines.factory import AnyEngineSettings
 
 
@@ -57,8 +58,11 @@ def settings_of(context: StepContext, step: StepName, section: Mapping[str, Any]
     try:
         spec = context.spec.model_copy(update={"engine": dict(section)})
         return engine_settings(spec, step)
-    except (ValidationError, ValueError) as exc:
-        raise BuildFailed(step.value, f"the engine does not take the settings of {RUNTIME}: {exc}") from exc
+    except ValidationError as exc:
+        mistakes = describe_mistakes(exc, "engine")
+        raise BuildFailed(step.value, f"the engine does not take the settings of {RUNTIME}: {mistakes}") from None
+    except ValueError as exc:
+        raise BuildFailed(step.value, f"the engine does not take the settings of {RUNTIME}: {exc}") from None
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from statistics import median
 from builders.evaluate.ladder import Ladder, next_concurrency
 from builders.evaluate.load_point import Goal, LoadTrace, summarize
 from builders.evaluate.load_shape import LoadRequest, LoadShape, LoadSource
+from builders.evaluate.out_of_memory import says_out_of_memory
 from builders.evaluate.together import together
 from serve.artifacts.certificates import LoadPoint
 from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
@@ -19,6 +20,7 @@ from serve.errors import Overloaded
 
 _WARM_UP = 2  # requests before anything is measured, one after the other
 _RAMP_SHARE = 0.5  # of the test's time, at most, until all streams run
+_GRACE_S = 10.0  # however short a test is, its requests may take so long
 _ids = itertools.count()
 
 
@@ -40,6 +42,12 @@ class LoadPlan:
     point_s: float
     seed: int
 
+    @property
+    def grace_s(self) -> float:
+        """How long requests are waited for after that: until the slowest of them has missed the goal, within reason."""
+        missed_s = self.goal.ttft_s + self.goal.tpot_s * self.shape.longest
+        return min(missed_s, max(_GRACE_S, 2.0 * self.point_s))
+
 
 async def load_test(
     engine: Engine,
@@ -60,6 +68,7 @@ async def load_test(
 
     Raises:
         ConfigError, RequestError: The requests do not fit the engine.
+        Overloaded: The engine ran out of memory.
         EngineDead: The engine died.
     """
     info = engine.info
@@ -94,7 +103,7 @@ async def _offer(
     async def stream(index: int) -> None:
         await asyncio.sleep(ramp_s * index / concurrency)
         while time.monotonic() < end_s:
-            traces.append(await _send(engine, source.draw(), give_up_s=end_s + plan.point_s))
+            traces.append(await _send(engine, source.draw(), give_up_s=end_s + plan.grace_s))
 
     await together(stream(index) for index in range(concurrency))
     durations = [trace.ended_s - trace.started_s for trace in traces]
@@ -122,6 +131,8 @@ async def _send(engine: Engine, drawn: LoadRequest, give_up_s: float | None = No
     except TimeoutError:
         finished = False
     except Overloaded as exc:
+        if says_out_of_memory(str(exc)):
+            raise  # an engine that survives that serves nobody well
         await asyncio.sleep(exc.retry_after_s)  # a stream that asked again at once would only keep the engine busy
     ended_s = times[-1][0] if finished and times else time.monotonic()
     return LoadTrace(started_s, tuple(times), ended_s, finished)

@@ -95,7 +95,7 @@ class _Recorder:
         refusal = await self._why_not_scored(Asked(texts[0].tokens, sampling))
         if refusal is None:
             told = await self._ask([Asked(text.tokens, sampling) for text in texts], "scores")
-            return [_scores(answer.prompt_logprobs) for answer in told]
+            return [_scores(text.tokens, answer) for text, answer in zip(texts, told, strict=True)]
         self._scores_prompts = False
         self.notes.append(
             f"no KL divergence, no perplexity, and the next-token accuracy at {_PROBES} positions of each text only, "
@@ -133,20 +133,17 @@ class _Recorder:
         if not told:
             return None
         return Answer(
-            scores=tuple(
-                choice_score(choice, answer.prompt_logprobs)
-                for choice, answer in zip(question.choices, told, strict=True)
-            )
+            scores=tuple(choice_score(choice, answer) for choice, answer in zip(question.choices, told, strict=True))
         )
 
     async def _why_not_scored(self, asked: Asked) -> str | None:
         """Ask for the first score, to find out whether the engine can tell any."""
-        error = (await ask(self._engine, asked)).error
-        if error is None:
+        told = await ask(self._engine, asked)
+        if told.error is None or told.overflowed:
             return None
-        if error.param != "prompt_logprobs":
-            raise _does_not_fit(error)
-        return str(error)
+        if told.error.param != "prompt_logprobs":
+            raise _does_not_fit(told.error)
+        return str(told.error)
 
     async def _probe(self) -> list[TokenScores]:
         sampling = SamplingParams(temperature=0.0, max_tokens=1)
@@ -159,7 +156,7 @@ class _Recorder:
         ]
         told = iter(await self._ask(asked, "next tokens"))
         return [
-            _probed(len(text.tokens), {position: next(told).tokens[0] for position in positions})
+            _probed(len(text.tokens), {position: (*next(told).tokens, BROKEN)[0] for position in positions})
             for text, positions in zip(self._recording.texts, places, strict=True)
         ]
 
@@ -169,7 +166,7 @@ class _Recorder:
     async def _ask(self, asked: Sequence[Asked], what: str) -> list[Told]:
         results = await ask_all(self._engine, asked, self._recording.concurrency, self._tell(what))
         for result in results:
-            if result.error is not None:
+            if result.error is not None and not result.overflowed:
                 raise _does_not_fit(result.error)
         return results
 
@@ -181,11 +178,10 @@ class _Recorder:
         return tell
 
 
-def choice_score(choice: Choice, logprobs: Sequence[TokenLogprob | None] | None) -> float:
+def choice_score(choice: Choice, told: Told) -> float:
     """Return the mean log probability of a byte of a choice."""
-    assert logprobs is not None, "they were asked for"
-    told = [_finite(entry.logprob) for entry in logprobs[choice.begins_at :] if entry is not None]
-    return sum(told) / choice.size_bytes
+    entries = _entries(choice.tokens, told)[choice.begins_at - 1 :]
+    return sum(_finite(entry.logprob) for entry in entries) / choice.size_bytes
 
 
 def probed_positions(tokens: int) -> list[int]:
@@ -195,12 +191,21 @@ def probed_positions(tokens: int) -> list[int]:
 
 
 def _with_stop(told: Told) -> tuple[int, ...]:
+    if told.overflowed:
+        return (BROKEN,)
     return told.tokens if told.stop_token_id is None else (*told.tokens, told.stop_token_id)
 
 
-def _scores(entries: Sequence[TokenLogprob | None] | None) -> TokenScores:
-    assert entries is not None, "they were asked for"
-    told = [entry for entry in entries if entry is not None]
+def _entries(tokens: Sequence[int], told: Told) -> list[TokenLogprob]:
+    """Return what was told of each token but the first; of a model that computes no numbers, that."""
+    if told.overflowed:
+        return [TokenLogprob(token, math.nan) for token in tokens[1:]]
+    assert told.prompt_logprobs is not None, "they were asked for"
+    return [entry for entry in told.prompt_logprobs if entry is not None]
+
+
+def _scores(tokens: Sequence[int], answer: Told) -> TokenScores:
+    told = _entries(tokens, answer)
     top = [
         [(token, _finite(value)) for token, value in entry.top] if math.isfinite(entry.logprob) else []
         for entry in told

@@ -12,6 +12,7 @@ from serve.engines.protocol import Engine
 from serve.errors import Overloaded, RequestError
 
 _MODEL = "candidate"  # engines do not look at it
+_TRIES = 60
 _ids = itertools.count()
 
 
@@ -38,6 +39,11 @@ class Told:
     stop_token_id: int | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     error: RequestError | None = None
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the model computed no numbers."""
+        return self.error is not None and self.error.code == "model_overflow"
 
 
 async def ask_all(
@@ -68,14 +74,22 @@ async def ask_all(
 
 
 async def ask(engine: Engine, asked: Asked) -> Told:
-    """Run one request, again if the engine is full."""
-    while True:
+    """Run one request, again if the engine is full.
+
+    Raises:
+        Overloaded: It stays full: most likely it has not the memory for this request.
+        EngineDead: The engine is gone.
+    """
+    for tries in itertools.count(1):
         try:
             return await _ask(engine, asked)
         except Overloaded as exc:
+            if tries == _TRIES:
+                raise
             await asyncio.sleep(exc.retry_after_s)
         except RequestError as exc:
             return Told(error=exc)
+    raise AssertionError("counting never ends")
 
 
 async def _ask(engine: Engine, asked: Asked) -> Told:

@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from builders.context import StepContext, StepName
+from builders.errors import BuildFailed
 from builders.evaluate.engines import EnginePlace, running
-from builders.evaluate.outputs import ModelOutputs, save_outputs
+from builders.evaluate.outputs import BROKEN, ModelOutputs, save_outputs
 from builders.evaluate.questions import Question, read_questions
 from builders.evaluate.recording import Recording, record
 from builders.resources import engine_plan, engine_settings
@@ -61,6 +62,8 @@ async def _record(
         fitting = [_fit(text, room(engine) - output_tokens) for text in texts]
         recording = Recording(fitting, questions, output_tokens, encoder)
         outputs = await record(engine, _describe(engine, context), recording, context.progress)
+    if any(BROKEN in text.continuation for text in outputs.texts):
+        raise BuildFailed(_STEP.value, "the unquantized model computes no finite numbers; set engine.dtype: float32")
     return replace(outputs, notes=(*outputs.notes, *notes))
 
 

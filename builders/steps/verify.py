@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from builders.context import StepContext, StepName
-from builders.errors import BuildFailed
 from builders.evaluate.candidate import Candidate, read_candidate
 from builders.evaluate.comparison import Comparison, compare
 from builders.evaluate.engines import running
@@ -43,10 +42,7 @@ def run(context: StepContext) -> dict[str, Any]:
     candidate = read_candidate(context, _STEP)
     reference = load_outputs(context.inputs[StepName.REFERENCE].directory)
     (context.output / CERTIFICATES).mkdir()
-    outputs, golden = asyncio.run(_measure(context, candidate, reference))
-    comparison = compare(reference, outputs)
-    verdict = decide(comparison, context.spec.verify.gate)
-    report = _report(reference, outputs, comparison, verdict)
+    report, golden = asyncio.run(_certify(context, candidate, reference))
     (context.output / ACCURACY).write_text(report.model_dump_json(indent=2))
     (context.output / CERTIFICATES / "accuracy.md").write_text(to_markdown(report), encoding="utf-8")
     (context.output / GOLDEN).write_text("".join(f"{sample.model_dump_json()}\n" for sample in golden))
@@ -60,17 +56,19 @@ def run(context: StepContext) -> dict[str, Any]:
     }
 
 
-async def _measure(
+async def _certify(
     context: StepContext, candidate: Candidate, reference: ModelOutputs
-) -> tuple[ModelOutputs, tuple[GoldenSample, ...]]:
+) -> tuple[AccuracyReport, tuple[GoldenSample, ...]]:
     verify = context.spec.verify
     texts = [TextSample("", text.tokens, text.prompt_tokens) for text in reference.texts]
     recording = Recording(texts, reference.questions, verify.output_tokens, candidate.encoder)
     async with running(candidate.place) as engine:
         outputs = await record(engine, _describe(engine, context), recording, context.progress)
+        comparison = compare(reference, outputs)
+        report = _report(reference, outputs, comparison, decide(comparison, verify.gate))
         stops = candidate.encoder.stop_token_ids
         golden = await choose_golden(engine, outputs.texts, stops, verify.golden_samples)
-        if not _copy_performance(context):
+        if not _copy_performance(context) and report.passed:
             await _certify_performance(context, candidate, engine, [text.tokens for text in texts])
     if len(golden) < verify.golden_samples:
         logger.warning(
@@ -78,7 +76,7 @@ async def _measure(
             len(golden),
             verify.golden_samples,
         )
-    return outputs, golden
+    return report, golden
 
 
 def _copy_performance(context: StepContext) -> bool:
@@ -116,10 +114,6 @@ def _precision(context: StepContext) -> str:
 def _report(
     reference: ModelOutputs, outputs: ModelOutputs, comparison: Comparison, verdict: GateVerdict
 ) -> AccuracyReport:
-    if not comparison.texts:
-        raise BuildFailed(
-            _STEP.value, "the reference has no texts; run the build again with verify.texts that have some"
-        )
     return AccuracyReport(
         reference=reference.model,
         candidate=outputs.model,

@@ -58,7 +58,8 @@ def _draw_curves(axes: Any, record: TuningRecord, figure: str, label: str, limit
         axes.plot([point.concurrency for point in points], values, "o-", color=_colour(trial), label=shown, ms=4)
     if limit is not None:
         axes.axhline(limit, color=_FAILED, ls="--", lw=1, label="limit")
-    axes.set_xscale("log", base=2)
+    if any(trial.points for trial in record.trials):
+        axes.set_xscale("log", base=2)
     axes.set_xlabel("concurrent requests")
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0.0)

@@ -1,6 +1,5 @@
 """A trial: one engine with one set of settings, started and measured; as values that cross a process border as JSON."""
 
-import re
 import signal
 from pathlib import Path
 from typing import Any, Literal
@@ -8,17 +7,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from builders.evaluate.load_point import Goal
+from builders.evaluate.out_of_memory import says_out_of_memory
 from builders.tune.search import Failed, FailureKind, Measured, Outcome
 from serve.artifacts.certificates import LoadPoint
 from serve.core.parallel import ParallelLayout
 from serve.core.strict_model import StrictModel
 
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|outofmemory|std::bad_alloc|cannot allocate memory|CUDA_ERROR_OUT_OF_MEMORY"
-    r"|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|\bMemoryError\b|no available memory|insufficient memory|not enough (gpu )?memory",
-    re.IGNORECASE,
-)
 _FULL_BATCH = 0.9  # of it; then a larger one might do more
 
 
@@ -68,7 +62,7 @@ def outcome_of(result: TrialResult, goal: Goal, batch: int | None) -> Outcome:
 
 def failure_of_text(text: str) -> FailureKind:
     """Tell from a message or log what kind of failure it was."""
-    return FailureKind.OUT_OF_MEMORY if _OUT_OF_MEMORY.search(text) else FailureKind.CRASHED
+    return FailureKind.OUT_OF_MEMORY if says_out_of_memory(text) else FailureKind.CRASHED
 
 
 def failure_of_exit(code: int, log: str) -> TrialResult:

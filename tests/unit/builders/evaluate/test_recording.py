@@ -1,5 +1,6 @@
 """From texts through an engine to figures, on an engine whose every figure is known."""
 
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from builders.evaluate.questions import Choice, Question
 from builders.evaluate.recording import Recording, probed_positions, record
 from builders.texts.encoder import PromptEncoder
 from builders.texts.reader import TextSample
-from serve.errors import ConfigError, EngineDead
+from serve.core.request import GenerateRequest, TokenDelta
+from serve.errors import ConfigError, EngineDead, RequestError
 from tests.unit.builders.evaluate.bigram_engine import BigramEngine
 
 QUICKSTART = Path(__file__).resolve().parents[4] / "serve" / "models" / "quickstart"
@@ -106,6 +108,21 @@ async def test_a_model_that_computes_no_numbers_is_infinitely_bad(encoder: Promp
     assert found.kl_divergence.value > 10
     assert found.perplexity_ratio.value > 1e10
     assert next(task for task in found.tasks if task.name == NEXT_TOKEN).candidate.value == 0.0
+
+
+async def test_a_model_whose_engine_refuses_to_go_on_without_numbers_is_as_bad(encoder: PromptEncoder) -> None:
+    class Overflowing(BigramEngine):
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
+            if request.prompt_tokens:
+                raise RequestError("the model computed no finite logits", code="model_overflow")
+            yield TokenDelta()
+
+    found = await compared(encoder, BigramEngine(logits(0)), Overflowing(logits(0)))
+    assert found.greedy_agreement is not None
+    assert found.perplexity_ratio is not None
+    assert found.greedy_agreement.value == 0.0
+    assert found.perplexity_ratio.value > 1e10
+    assert [task.candidate.value for task in found.tasks if task.metric in ("next_token", "regex")] == [0.0, 0.0]
 
 
 async def test_full_engines_are_asked_again_and_never_too_much_at_once(encoder: PromptEncoder) -> None:
