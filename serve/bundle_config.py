@@ -47,8 +47,8 @@ def fit_bundle(model: ModelConfig, bundle: BundleSource, runtime: BundleRuntime)
     try:
         return ModelConfig.model_validate(model.model_dump(exclude_unset=True) | sections)
     except ValidationError as exc:
-        source = f"models[{model.id}], with the tuned settings of bundle {bundle}, "
-        raise ConfigError(describe_mistakes(exc, source)) from None
+        mistakes = describe_mistakes(exc, f"models[{model.id}]")
+        raise ConfigError(f"with the tuned settings of bundle {bundle}: {mistakes}") from None
 
 
 def same_tokenizer(one: Manifest, other: Manifest) -> bool:
