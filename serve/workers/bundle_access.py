@@ -51,7 +51,8 @@ class ReplicaBundles:
         noted = await asyncio.to_thread(self._notes.rejections)
         try:
             async with asyncio.timeout(_HISTORY_LIMIT_S):
-                history = await asyncio.to_thread(self._open_store(bundle.store).history, bundle.name, bundle.alias)
+                store = self._open_store(bundle.store)
+                history = await asyncio.to_thread(store.history, bundle.name, bundle.alias)
         except (RayTRTError, TimeoutError) as exc:
             # Its files may be on this node: a store that is away for a while stops no replica.
             logger.warning("The history of bundle %s cannot be read: %s", bundle, exc)
@@ -97,9 +98,9 @@ class ReplicaBundles:
         """Move the bundle's alias back, so that no other replica tries it."""
         await asyncio.to_thread(self._notes.note_rejection, bundle.fingerprint)
         assert bundle.alias is not None
-        store = self._open_store(bundle.store)
-        roll_back = partial(store.roll_back, bundle.name, bundle.alias, reason=reason, rejected=bundle.fingerprint)
         try:
+            store = self._open_store(bundle.store)
+            roll_back = partial(store.roll_back, bundle.name, bundle.alias, reason=reason, rejected=bundle.fingerprint)
             move = await asyncio.to_thread(roll_back)
         except ConfigError as exc:
             logger.error("Bundle %s is rejected, and its alias stays: %s", bundle, exc)
