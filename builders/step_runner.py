@@ -37,7 +37,7 @@ from serve.errors import ConfigError, RayTRTError, StoreUnavailable
 from serve.workers.engine_env import EngineEnv
 
 _LOOK_S = 2.0  # a reservation that takes longer is told of
-_PAUSE_S = 2.0  # before another try, times the tries so far
+_PAUSE_S = 1.0  # before another try, times the tries so far
 _CLEAR_LIMIT_S = 30.0
 
 # Storage that was away may be back.
@@ -156,12 +156,12 @@ class StepRunner:
 
     async def _compute(self, order: StepOrder, staged: StagedStep, place: Any) -> StepOutcome:
         env = self._target.engine_env if self._node.resources.engine_env else None
-        # Names the step in `ray list workers` and, as no other task has such an environment, makes the process its own.
-        variables = {"RAYTRT_BUILD_STEP": f"{order.build}/{order.step.value}"}
+        # Without an environment of its own the process is one that Ray keeps ready, and that ends with this call.
+        environment = {"runtime_env": env.to_runtime_env({})} if env is not None else {}
         call = _step_task.options(
             **actor_options(self._node.resources.process),
+            **environment,
             scheduling_strategy=place,
-            runtime_env=env.to_runtime_env(variables) if env is not None else {"env_vars": variables},
             name=f"raytrt build {order.build} {order.step.value}",
         ).remote(order, staged, self._board)
         self._tell("running")
