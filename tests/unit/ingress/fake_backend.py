@@ -28,6 +28,7 @@ def say(
     finish: FinishReason = FinishReason.STOP,
     cached_tokens: int = 0,
     fallback: str = "",
+    bundle: str = "",
 ) -> Script:
     """Return a script that emits tokens, `per_delta` at a time, up to `max_tokens`; the finish comes with the last."""
 
@@ -39,7 +40,7 @@ def say(
         scored = None
         if sampling.prompt_logprobs is not None:
             scored = (None, *logprobs_of(prompt[1:], sampling.prompt_logprobs))
-        prefill: PrefillInfo | None = PrefillInfo(cached_tokens, 0.25, 0.5, scored, fallback)
+        prefill: PrefillInfo | None = PrefillInfo(cached_tokens, 0.25, 0.5, scored, fallback, bundle)
         groups = [ids[start : start + per_delta] for start in range(0, len(ids), per_delta)] or [[]]
         for number, group in enumerate(groups):
             await asyncio.sleep(0)
