@@ -1,6 +1,5 @@
 """running: the engine of a step, started as a replica would start it, and stopped whatever happens."""
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,24 +9,8 @@ from pathlib import Path
 from serve.core.placement import PlacementPlan
 from serve.engines.factory import AnyEngineSettings, make_engine
 from serve.engines.protocol import Engine
-from serve.workers.group import WorkerGroup
-from serve.workers.group_settings import GroupSettings
-from serve.workers.groups import make_group
-from serve.workers.launch import EngineLaunch
-from serve.workers.launchers.hosting import make_hosting_launcher
 from serve.workers.launchers.in_process import InProcessLauncher
 from serve.workers.launchers.port import RankProcess
-
-logger = logging.getLogger(__name__)
-
-# Nobody waits for a stream here, and a step has a time limit of its own: a slow machine is not a dead engine.
-_WATCH = GroupSettings(
-    heartbeat_limit_s=30.0,
-    lease_s=120.0,
-    token_limit_s=300.0,
-    first_token_limit_s=900.0,
-    token_limit_max_s=900.0,
-)
 
 
 @dataclass(frozen=True)
@@ -69,12 +52,10 @@ async def _start(place: EnginePlace) -> Engine:
     if plan.launcher == "in_process" and not place.ranks_are_actors:
         make = partial(make_engine, settings, model_dir, plan.layout)
         return await InProcessLauncher(make, plan.layout).launch(_Nobody())
-    if place.ranks_are_actors:
-        group = make_group(EngineLaunch(settings, str(model_dir), plan, None, _WATCH))
-    else:
-        group = WorkerGroup(make_hosting_launcher(settings, model_dir, plan, ""), _WATCH)
-    await group.start()
-    return group
+    # Late: it imports Ray, which the process of a trial on one GPU need not wait for.
+    from builders.evaluate.engine_groups import start_group
+
+    return await start_group(settings, model_dir, plan, ranks_are_actors=place.ranks_are_actors)
 
 
 class _Nobody:
