@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from builders.context import StepName
 from builders.spec import BuildSpec
 from serve.artifacts.manifest import BundleKind
+from serve.core.parallel import ParallelLayout
 from serve.core.placement import PlacementPlan, Resources, Strategy
 from serve.core.resources import ACCELERATOR
 from serve.engines.factory import AnyEngineSettings
@@ -19,7 +20,7 @@ from serve.workers.launch import plan_launch
 from serve.workers.settings import RankResources
 
 START_ENGINE = frozenset({StepName.REFERENCE, StepName.TUNE, StepName.VERIFY})
-_NO_GPU = frozenset({StepName.FETCH, StepName.PUBLISH})
+_LIGHT = frozenset({StepName.FETCH, StepName.PUBLISH})  # a core, and what memory there is
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ def step_resources(spec: BuildSpec, step: StepName) -> StepResources:
     if step in START_ENGINE:
         plan = engine_plan(spec, step)
         return StepResources(plan.bundles, plan.strategy, plan.replica, in_env)
-    gpus = 0.0 if step in _NO_GPU or spec.target.accelerator is None else float(_gpus_of_one_node(spec))
+    light = step in _LIGHT
     whole = RankResources(
-        num_cpus=spec.target.num_cpus,
-        num_gpus=gpus,
-        memory_bytes=spec.target.memory_bytes,
+        num_cpus=min(1.0, spec.target.num_cpus) if light else spec.target.num_cpus,
+        num_gpus=0.0 if light or not _takes_gpus(spec, step) else float(_gpus_of_one_node(spec)),
+        memory_bytes=None if light else spec.target.memory_bytes,
         accelerator_type=spec.target.accelerator,
     ).of_rank(default_gpus=0.0)
     return StepResources((whole,), "STRICT_PACK", whole, in_env)
@@ -76,8 +77,9 @@ def engine_plan(spec: BuildSpec, step: StepName) -> PlacementPlan:
     Raises:
         PlacementError, ConfigError: They cannot be, as the specification has it.
     """
+    settings = engine_settings(spec, step)
     # Nobody has asked a node whether MPI can start processes: `auto` takes Ray, which works anywhere.
-    return plan_launch(engine_settings(spec, step), spec.parallel, _rank_resources(spec), mpi_works=lambda: None)
+    return plan_launch(settings, _layout(spec, step), _rank_resources(spec, step), mpi_works=lambda: None)
 
 
 def engine_settings(spec: BuildSpec, step: StepName) -> AnyEngineSettings:
@@ -96,15 +98,31 @@ def without_labels(resources: Resources) -> Resources:
     return {name: amount for name, amount in resources.items() if not name.startswith(ACCELERATOR)}
 
 
-def _rank_resources(spec: BuildSpec) -> RankResources:
+def _rank_resources(spec: BuildSpec, step: StepName) -> RankResources:
     target, ranks = spec.target, spec.parallel.world_size
     return RankResources(
-        num_cpus=target.num_cpus,
-        num_gpus=0.0 if target.accelerator is None else 1.0,
+        # TensorRT-LLM's Ray workers take a whole core each.
+        num_cpus=max(1.0, target.num_cpus / ranks) if target.num_cpus >= 1 else target.num_cpus / ranks,
+        num_gpus=1.0 if _takes_gpus(spec, step) else 0.0,
         memory_bytes=None if target.memory_bytes is None else -(-target.memory_bytes // ranks),
         accelerator_type=target.accelerator,
-        replica_cpus=0.5 if target.num_cpus >= 1 else target.num_cpus,
+        replica_cpus=min(0.5, target.num_cpus),
     )
+
+
+def _layout(spec: BuildSpec, step: StepName) -> ParallelLayout:
+    """Return how the engine of a step is cut: transformers, in the place of TensorRT-LLM, cuts layers only."""
+    if spec.kind.engine == "transformers" or uses_trtllm(spec, step):
+        return spec.parallel
+    return ParallelLayout(tensor=spec.parallel.world_size) if _takes_gpus(spec, step) else ParallelLayout()
+
+
+def _takes_gpus(spec: BuildSpec, step: StepName) -> bool:
+    if spec.target.accelerator is None:
+        return False
+    if step is StepName.QUANTIZE:
+        return spec.quantize.device != "cpu"
+    return step is not StepName.REFERENCE or uses_trtllm(spec, step) or spec.verify.reference_device != "cpu"
 
 
 def _gpus_of_one_node(spec: BuildSpec) -> int:

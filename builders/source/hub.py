@@ -107,21 +107,24 @@ def _look_into_cache(location: HubLocation) -> tuple[dict[str, SourceFile], str]
         repositories = library.scan_cache_dir().repos
     except library.errors.CacheNotFound:
         return None
+    cached = [
+        revision
+        for repository in repositories
+        if repository.repo_type == "model" and repository.repo_id == location.repository
+        for revision in repository.revisions
+    ]
     wanted = location.revision or "main"
-    for repository in repositories:
-        if repository.repo_type != "model" or repository.repo_id != location.repository:
-            continue
-        for revision in repository.revisions:
-            if wanted == revision.commit_hash or wanted in revision.refs:
-                root = Path(revision.snapshot_path)
-                # A cached file's blob is named after what the hub tells of its content.
-                return {
-                    Path(file.file_path).relative_to(root).as_posix(): SourceFile(
-                        int(file.size_on_disk), Path(file.blob_path).name
-                    )
-                    for file in revision.files
-                }, str(revision.commit_hash)
-    return None
+    named = [revision for revision in cached if wanted == revision.commit_hash or wanted in revision.refs]
+    # What was fetched by its commit carries no name of a branch.
+    found = named or (cached if location.revision is None and len(cached) == 1 else [])
+    if not found:
+        return None
+    root = Path(found[0].snapshot_path)
+    # A cached file's blob is named after what the hub tells of its content.
+    return {
+        Path(file.file_path).relative_to(root).as_posix(): SourceFile(int(file.size_on_disk), Path(file.blob_path).name)
+        for file in found[0].files
+    }, str(found[0].commit_hash)
 
 
 def _refused(location: HubLocation, exc: Exception) -> ConfigError:
