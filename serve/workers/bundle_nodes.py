@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from serve.artifacts.bundle_source import BundleSource
@@ -21,8 +21,9 @@ from serve.artifacts.node_cache import NodeCache
 from serve.artifacts.node_facts import NodeFacts
 from serve.artifacts.node_probe import probe_node
 from serve.artifacts.store import open_store
-from serve.errors import BundleMismatch, RayTRTError, StoreUnavailable
+from serve.errors import BundleMismatch, ConfigError, RayTRTError, StoreUnavailable
 from serve.workers.download_text import Transfer, download_text
+from serve.workers.fact_probe import library_versions, node_facts
 from serve.workers.launch import EngineLaunch
 
 PROBE_LIMIT_S = 180.0  # an environment may have to be made first
@@ -84,28 +85,30 @@ async def check_nodes(launch: EngineLaunch, bundle: BundleSource, nodes: LaunchN
 
 
 async def _facts(launch: EngineLaunch, nodes: LaunchNodes, node: str) -> NodeFacts:
-    """Ask a node, with the GPUs that the first of its ranks will have."""
+    """Ask a node, with the GPUs that the first of its ranks will have; libraries are those of the engine's environment.
+
+    An environment may be a container that sees neither driver nor GPUs before it is given some.
+    """
     index = nodes.bundles[node]
     if index is None:
         return await asyncio.to_thread(probe_node)
-    options: dict[str, Any] = {
-        "num_cpus": 0,
-        "num_gpus": launch.plan.bundles[index].get("GPU", 0.0),
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(nodes.group, index),
-    }
-    if launch.env is not None:
-        options["runtime_env"] = launch.env.to_runtime_env({})
+    there = {"num_cpus": 0, "scheduling_strategy": PlacementGroupSchedulingStrategy(nodes.group, index)}
+    gpus = launch.plan.bundles[index].get("GPU", 0.0)
     try:
         async with asyncio.timeout(PROBE_LIMIT_S):
-            facts: NodeFacts = await _probe.options(**options).remote()
+            facts: NodeFacts = await node_facts.options(**there, num_gpus=gpus).remote()
+            if launch.env is None:
+                return facts
+            runtime_env = launch.env.to_runtime_env({})
+            libraries = await library_versions.options(**there, runtime_env=runtime_env).remote()
     except TimeoutError:
         raise StoreUnavailable(f"node {node[:8]} does not say what it has within {PROBE_LIMIT_S:.0f} s") from None
-    return facts
-
-
-@ray.remote(num_cpus=0, max_retries=1)  # type: ignore[untyped-decorator]
-def _probe() -> NodeFacts:
-    return probe_node()
+    except RuntimeEnvSetupError as exc:
+        assert launch.env is not None
+        raise ConfigError(f"engine_env.{launch.env.place}: Ray cannot set it up: {exc}") from exc
+    except RayError as exc:
+        raise StoreUnavailable(f"node {node[:8]} does not say what it has: {exc}") from exc
+    return facts.model_copy(update={"libraries": libraries})
 
 
 class BundleFiles:
