@@ -1,11 +1,11 @@
 """A candidate: a bundle's directory as it would be published, made of hard links to what the steps made."""
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from builders.context import StepInput, StepName
+from builders.links import link_or_copy
 from builders.source.selection import CONFIG, tokenizer_files
 from builders.spec import BuildSpec
 from serve.artifacts.manifest import CACHES, CERTIFICATES, MODEL, RUNTIME, TOKENIZER, BundleKind, BundleRuntime
@@ -71,11 +71,4 @@ def _below(directory: Path) -> Iterable[tuple[Path, str]]:
 def _link(files: Iterable[tuple[Path, str]], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for source, name in files:
-        path = target / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # a later step's file replaces an earlier one's
-        real = source.resolve()  # a hub's cache has symbolic links
-        try:
-            path.hardlink_to(real)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(real, path)
+        link_or_copy(source, target / name)

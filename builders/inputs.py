@@ -51,7 +51,9 @@ class BuildInputs:
     @property
     def key(self) -> str:
         """Fingerprint of all this: a build with the same key led to the same bundle, if its nodes are as they were."""
-        document = self.spec.model_dump(mode="json", exclude={"name", "store", "source", "aliases"})
+        how = {"target": {"num_cpus", "memory_bytes", "time_limit_s", "max_retries"}}
+        what = dict.fromkeys(("name", "store", "source", "aliases", "fallback"), True)
+        document = self.spec.model_dump(mode="json", exclude={**what, **how})
         return fingerprint(
             {
                 "spec": document,

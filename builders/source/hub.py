@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from builders.links import link_or_copy
 from builders.source.listing import SourceFile, SourceListing
 from builders.source.location import HubLocation
 from builders.source.selection import select_files
@@ -71,21 +72,9 @@ def fetch_hub(
     by_size = sorted(listing.files, key=lambda name: -listing.files[name].size_bytes)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for name, path in pool.map(fetch, by_size):
-            target = output / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(path, target)
+            link_or_copy(path, output / name)
             done += listing.files[name].size_bytes
             progress(done, name)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where file systems differ."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        import shutil
-
-        shutil.copyfile(source, target)
 
 
 def _ask_hub(location: HubLocation) -> tuple[dict[str, SourceFile], str]:

@@ -1,0 +1,86 @@
+"""What a build file refers to, and what makes two builds the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from builders.context import StepName
+from builders.inputs import BuildInputs, code_version, read_inputs
+from builders.spec import read_spec
+from builders.steps import fetch, publish
+from serve.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs/builds").glob("*.yaml"))
+
+
+def read(directory: Path, **document: Any) -> BuildInputs:
+    file = directory / "build.yaml"
+    file.write_text(yaml.safe_dump({"name": "m"} | document))
+    return read_inputs(file)
+
+
+def test_a_steps_version_is_read_without_importing_it() -> None:
+    assert code_version(StepName.FETCH) == fetch.CODE_VERSION
+    assert code_version(StepName.PUBLISH) == publish.CODE_VERSION
+    with pytest.raises(LookupError, match=r"tests.unit.fetch does not exist"):
+        code_version(StepName.FETCH, "tests.unit")
+
+
+def test_files_are_relative_to_the_build_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n')
+    inputs = read(tmp_path, verify={"texts": {"file": "mine.jsonl"}})
+    assert inputs.user_files == {"mine.jsonl": b'{"text": "a"}\n'}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"verify": {"texts": {"file": "none.jsonl"}}}, r"file: .*/none.jsonl: No such file"),
+        ({"verify": {"texts": {"file": "."}}}, r"file: .*: Is a directory"),
+        ({"quantize": "fp8"}, r"quantize.recipe: 'fp8' cannot be loaded from a transformers-checkpoint"),
+        ({"source": "/none"}, r"source.location: /none is no directory"),
+        ({"quantise": "fp8"}, r"quantise"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_starts(tmp_path: Path, document: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, **document)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"name": "other"}, {"store": "/elsewhere"}, {"aliases": ["prod"]}, {"target": {"max_retries": 0}}],
+)
+def test_names_and_how_it_is_built_make_no_other_build(tmp_path: Path, document: dict[str, Any]) -> None:
+    assert read(tmp_path, **document).key == read(tmp_path).key
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"target": {"accelerator": "L4"}}, {"verify": {"golden_samples": 1}}, {"engine": {"max_batch_size": 3}}],
+)
+def test_what_shapes_the_bundle_makes_another_build(tmp_path: Path, document: dict[str, Any]) -> None:
+    assert read(tmp_path, **document).key != read(tmp_path).key
+
+
+def test_the_content_of_a_file_is_part_of_the_build_and_its_name_is_not(tmp_path: Path) -> None:
+    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).write_text(content)
+    keys = [read(tmp_path, verify={"texts": {"file": name}}).key for name in ("a", "b", "c")]
+    assert len(set(keys)) == 3  # the name is in the specification, which the key takes as it is
+    fingerprints = [read(tmp_path, verify={"texts": {"file": name}}).digests[name] for name in ("a", "b", "c")]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_the_examples_are_good(file: Path) -> None:
+    assert read_spec(file).name
+
+
+def test_there_are_examples_of_every_kind() -> None:
+    assert {read_spec(file).kind.value for file in CONFIGS} == {
+        "transformers-checkpoint", "trtllm-checkpoint", "tensorrt-engine",
+    }  # fmt: skip
