@@ -178,11 +178,8 @@ def _export(context: StepContext, modelopt: Any, model: Any, clock: _Clock) -> d
         raise BuildFailed("quantize", f"{wrong[0]} is to be excluded, but ModelOpt quantized it; name its module alone")
     content = json.loads((context.output / QUANTIZATION).read_bytes())
     details = content["quantization"]
-    if (
-        details["quant_algo"] != (facts := recipe_facts(settings))
-        and facts
-        and details["quant_algo"] != facts.algorithm
-    ):
+    facts = recipe_facts(settings)
+    if facts is not None and details["quant_algo"] != facts.algorithm:
         raise BuildFailed("quantize", f"ModelOpt made {details['quant_algo']}, not {facts.algorithm}; report this")
     return {
         "algorithm": details["quant_algo"],

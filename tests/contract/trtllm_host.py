@@ -125,13 +125,12 @@ class HostedTrtllm(RemoteEngine):
         part.write_text(text)
         part.rename(self.faults / name)
 
-    def ask(self, what: str) -> list[Any]:
+    def ask(self, what: str) -> Any:
         """Ask the hosting process for something, and wait for it."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
             control.connect(str(self._directory / "control"))
             control.sendall(f"{what}\n".encode())
-            answer: list[Any] = json.loads(control.makefile().readline())
-            return answer
+            return json.loads(control.makefile().readline())
 
 
 class Watched(TrtllmEngine):
@@ -190,8 +189,14 @@ async def host(directory: Path, configuration: dict[str, Any]) -> None:
 
 
 def _answer(control: socket.socket, engine: Watched, loop: asyncio.AbstractEventLoop) -> None:
-    async def carry_out(what: str) -> list[Any]:
-        return engine.content() if what == "content" else engine.told()
+    async def carry_out(what: str) -> Any:
+        match what:
+            case "content":
+                return engine.content()
+            case "environ":
+                return dict(os.environ)
+            case _:
+                return engine.told()
 
     while True:
         connection, _ = control.accept()

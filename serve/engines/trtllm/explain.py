@@ -171,6 +171,11 @@ def _placement_text(plan: PlacementPlan | None) -> list[str]:
     return [f"# placement: {plan.strategy} {shapes}", f"# ranks in each bundle: {list(plan.bundle_ranks)}"]
 
 
+def python_text(plan: EnginePlan) -> str:
+    """Return a plan as a Python program."""
+    return "\n".join(_python(plan))
+
+
 def _python(plan: EnginePlan) -> list[str]:
     text = []
     if plan.environ:

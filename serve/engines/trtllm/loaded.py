@@ -1,8 +1,11 @@
 """Loaded: TensorRT-LLM's object with all that is fixed about it, and the calls that are made on it."""
 
 import asyncio
+import atexit
 import json
 import logging
+import shutil
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,16 +15,17 @@ from typing import Any
 from serve.core.parallel import ParallelLayout
 from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
 from serve.engines.protocol import EngineInfo
-from serve.engines.trtllm.arguments import EnginePlan, plan_engine
+from serve.engines.trtllm.arguments import EnginePlan, choose_backend, plan_engine
 from serve.engines.trtllm.chain_seeds import ChainSeeds, private_salt
 from serve.engines.trtllm.construct import construct
 from serve.engines.trtllm.daemon_threads import Errands, call_in_thread
 from serve.engines.trtllm.engine_info import Limits, check_capacity, engine_info, engine_limits
 from serve.engines.trtllm.failures import classify
 from serve.engines.trtllm.flights import Flight
+from serve.engines.trtllm.jit_caches import with_caches
 from serve.engines.trtllm.kv_events import EventTranslator
 from serve.engines.trtllm.library import Library, load_library, make_sampling_params
-from serve.engines.trtllm.line import detect
+from serve.engines.trtllm.line import Backend, detect
 from serve.engines.trtllm.model_directory import read_model_directory
 from serve.engines.trtllm.orchestration import Orchestration
 from serve.engines.trtllm.sampling import SamplingSupport, sampling_keywords, sampling_support
@@ -130,6 +134,8 @@ async def load(
     """
     installation = detect()
     model = read_model_directory(model_dir)
+    if choose_backend(settings, model, installation.line) is Backend.PYTORCH:
+        settings = with_caches(settings, model.path, _private_directory)
     plan = plan_engine(settings, layout, orchestration, model, installation.line, installation.version)
     limits = engine_limits(plan, settings, json.loads((model.path / "config.json").read_text()))
     claim_process()
@@ -157,6 +163,13 @@ async def load(
         _log.warning("%s", warning)
     _log.info("TensorRT-LLM %s started in %.0f s. %s", installation.version, progress.elapsed_s, _metrics(llm))
     return loaded
+
+
+def _private_directory() -> Path:
+    """Return a directory that this process may make, and that goes with it."""
+    parent = Path(tempfile.mkdtemp(prefix="raytrt-caches-"))
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    return parent / "jit"
 
 
 async def _warm_up(loaded: Loaded, timeout_s: float) -> None:

@@ -1,5 +1,6 @@
 """BaseLLM and the PyTorch LLM (reference 1.1, 1.2, 2.1)."""
 
+import json
 import os
 import platform
 import time
@@ -363,6 +364,12 @@ _GENERATE = signatures.signature_of("generate")
 
 class LLM(BaseLLM):
     """The PyTorch backend's."""
+
+    def _build(self) -> None:
+        super()._build()
+        path = os.environ.get("TLLM_AUTOTUNER_CACHE_PATH")
+        if path and self.args.enable_autotuner and not Path(path).exists():  # one that is there is read, and kept
+            Path(path).write_text(json.dumps({"metadata": {"lib_version": line.current().version}, "rank_0": {}}))
 
 
 if line.current().is_newest:

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from trtllm_double import quantized
+
 _DTYPES = {"F32": "<f4", "F16": "<f2"}
+_CODES = {"I8": "<i1", "U8": "<u1"}
 
 
 class KvBuffer:
@@ -75,7 +78,8 @@ class LlamaModel:
         angles = np.outer(np.arange(self.max_position + 1, dtype=np.float32), inverse.astype(np.float32))
         self._cos = np.concatenate([np.cos(angles)] * 2, -1).astype(np.float32)
         self._sin = np.concatenate([np.sin(angles)] * 2, -1).astype(np.float32)
-        weights = _random_weights(self, config) if dummy else _read_weights(directory)
+        quantized.check_algorithm(directory, quantized.PYTORCH)
+        weights = _random_weights(self, config) if dummy else quantized.make_whole(read_tensors(directory))
         self._embedding = weights["model.embed_tokens.weight"]
         self._norm = weights["model.norm.weight"]
         tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in weights
@@ -162,8 +166,9 @@ def _layer(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-def _read_weights(directory: Path) -> dict[str, Any]:
-    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("rank0.engine"))
+def read_tensors(directory: Path, pattern: str = "*.safetensors") -> dict[str, Any]:
+    """Read all tensors: what is a number in float32, 8-bit codes as they are, FP8 as the numbers that it stands for."""
+    files = sorted(directory.glob(pattern)) or sorted(directory.glob("rank0.engine"))
     if not files:
         raise FileNotFoundError(f"No weight files found in {directory}")
     weights: dict[str, Any] = {}
@@ -178,6 +183,10 @@ def _read_weights(directory: Path) -> dict[str, Any]:
             data = raw[8 + size + start : 8 + size + end]
             if entry["dtype"] == "BF16":
                 array = (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
+            elif entry["dtype"] == "F8_E4M3":
+                array = quantized.fp8(data)
+            elif entry["dtype"] in _CODES:
+                array = np.array(data.view(_CODES[entry["dtype"]]))
             else:
                 array = data.view(_DTYPES[entry["dtype"]]).astype(np.float32)
             weights[name] = array.reshape(entry["shape"])

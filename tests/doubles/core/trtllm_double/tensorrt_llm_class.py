@@ -5,14 +5,17 @@ import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from trtllm_double import line, switches
+from trtllm_double import line, quantized, switches
 from trtllm_double.configs import TrtLlmArgs, by_name
 from trtllm_double.engine_spec import EngineSpec
 from trtllm_double.llm import BaseLLM
+from trtllm_double.model import read_tensors
 from trtllm_double.switches import NotModelled
 
 logger = logging.getLogger("tensorrt_llm")
@@ -68,8 +71,6 @@ class LLM(BaseLLM):
                 logger.warning("The build_config is ignored for model format of TLLM_ENGINE.")
             self._adopt(config)
         else:
-            if "architecture" in config and "dtype" in config:
-                raise NotModelled("TensorRT-LLM checkpoints: the double builds from Hugging Face ones only")
             self._engine_dir = self._build_engine(model, config)
         return self._engine_dir
 
@@ -104,35 +105,64 @@ class LLM(BaseLLM):
         assert self._engine_dir is not None
         return self._engine_dir
 
-    def _build_engine(self, model: Path, hf_config: dict[str, Any]) -> Path:
+    def _build_engine(self, model: Path, source: dict[str, Any]) -> Path:
         args = self.args
         build = args.build_config or by_name["BuildConfig"]()
+        is_checkpoint = "architecture" in source and "dtype" in source
+        hf_config, quantization = self._from_checkpoint(source) if is_checkpoint else self._from_hf(model, source)
+        if quantization.get("quant_algo") == "NVFP4":
+            build.plugin_config.gemm_plugin = "nvfp4"
         limits = _plain(build)
         # Numbers given to LLM itself count for an engine that it builds, unless a build_config has them.
         limits["max_seq_len"] = limits["max_seq_len"] or hf_config.get("max_position_embeddings", 2048)
+        limits["max_input_len"] = min(limits["max_input_len"], limits["max_seq_len"])
+        limits["max_num_tokens"] = min(limits["max_num_tokens"], int(switches.number("BUILD_TOKENS", 1 << 30)))
         self._temporary = tempfile.TemporaryDirectory(prefix="llm-workspace-", dir=args.workspace)
         engine = Path(self._temporary.name) / "tmp.engine"
         self._limits = limits
-        mapping = {
-            "world_size": args.world_size,
-            "tp_size": args.tensor_parallel_size,
-            "pp_size": args.pipeline_parallel_size,
-            "cp_size": args.context_parallel_size,
-        }
-        dtype = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float16"
         pretrained = {
             "architecture": hf_config["architectures"][0],
-            "dtype": dtype if args.dtype == "auto" else args.dtype,
+            "dtype": _dtype(hf_config) if args.dtype == "auto" else args.dtype,
             "vocab_size": hf_config["vocab_size"],
             "max_position_embeddings": hf_config.get("max_position_embeddings"),
-            "mapping": mapping,
-            "quantization": _plain(args.quant_config) if args.quant_config else {"quant_algo": None},
+            "mapping": self._mapping(),
+            "quantization": {"quant_algo": None, **quantization},
             "double_hf_config": hf_config,
         }
         build_config = {name: value for name, value in limits.items() if name not in _LEFT_OUT}
         content = {"version": line.current().version, "pretrained_config": pretrained, "build_config": build_config}
         write_engine(engine, content, model, args.world_size)
+        _write_timing_cache(engine, limits)
         return engine
+
+    def _mapping(self) -> dict[str, int]:
+        args = self.args
+        return {
+            "world_size": args.world_size,
+            "tp_size": args.tensor_parallel_size,
+            "pp_size": args.pipeline_parallel_size,
+            "cp_size": args.context_parallel_size,
+        }
+
+    def _from_hf(self, model: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = quantized.check_algorithm(model, quantized.TENSORRT_UNIFIED)
+        return config, found or (_plain(self.args.quant_config) if self.args.quant_config else {})
+
+    def _from_checkpoint(self, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A TensorRT-LLM checkpoint: it is cut into ranks already, and tells everything itself."""
+        mapping = config["mapping"]
+        if mapping["world_size"] != self.args.world_size or mapping["tp_size"] != self.args.tensor_parallel_size:
+            raise ValueError(f"the checkpoint's mapping {mapping} does not match the LLM's {self._mapping()}")
+        kinds = {"llama": "LlamaForCausalLM"}
+        hf_config = {
+            **config,
+            "architectures": [kinds[config["decoder"]]],
+            "rms_norm_eps": config["norm_epsilon"],
+            "head_dim": config["head_size"],
+            "rope_theta": config.get("rotary_base", 10000.0),
+            "tie_word_embeddings": False,
+        }
+        return hf_config, config["quantization"]
 
     def _spec(self) -> EngineSpec:
         spec, build = super()._spec(), self._limits
@@ -178,17 +208,46 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | dict | None) else str(value)
 
 
+def _dtype(hf_config: dict[str, Any]) -> str:
+    return str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "float16")
+
+
+def _write_timing_cache(engine: Path, limits: dict[str, Any]) -> None:
+    """TensorRT's: read if there is one, and written anew; a bare name is one of the engine's directory."""
+    earlier = limits["input_timing_cache"]
+    known = Path(earlier).read_text() if earlier else ""  # a file that is not there is an error
+    if limits["output_timing_cache"]:
+        (engine / limits["output_timing_cache"]).write_text(f"{known}timings of a build\n")
+
+
 def write_engine(folder: Path, config: dict[str, Any], model: Path, world_size: int) -> None:
     """Write an engine directory: rank 0 has the weights, which stand in for a plan."""
-    weights = sorted(model.glob("*.safetensors"))
-    if len(weights) != 1:
+    rank_files = sorted(model.glob("rank*.safetensors"))
+    if not rank_files and len(list(model.glob("*.safetensors"))) != 1:
         raise NotModelled("checkpoints of several files: the double builds from one")
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    shutil.copyfile(weights[0], folder / "rank0.engine")
+    if rank_files:
+        ranks = [read_tensors(model, file.name) for file in rank_files]
+        weights = quantized.join_ranks(ranks, json.loads((model / "config.json").read_text()))
+    else:
+        weights = quantized.make_whole(read_tensors(model))
+    _write_tensors(folder / "rank0.engine", weights)
     for rank in range(1, world_size):
         (folder / f"rank{rank}.engine").write_bytes(b"double of a TensorRT plan\n" + os.urandom(16))
-    if switches.text("BUILD_S"):
-        import time
+    time.sleep(switches.number("BUILD_S", 0))
+    if switches.flag("BUILD_DIES"):  # as the kernel ends what takes too much memory
+        os.kill(os.getpid(), signal.SIGKILL)
 
-        time.sleep(switches.number("BUILD_S", 0))
+
+def _write_tensors(path: Path, tensors: dict[str, Any]) -> None:
+    """Write float32 tensors as safetensors."""
+    header, at = {}, 0
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + 4 * tensor.size]}
+        at += 4 * tensor.size
+    described = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(described).to_bytes(8, "little") + described)
+        for tensor in tensors.values():
+            file.write(tensor.astype("<f4").tobytes())
