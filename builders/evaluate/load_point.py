@@ -34,6 +34,11 @@ class Goal:
         """Whether enough requests met both limits."""
         return point.within_limits >= self.percentile / 100
 
+    def nearness(self, point: LoadPoint) -> float:
+        """Return how near a point came to the limits, in (0, 1]: the smaller share of limit over p95 of the two."""
+        shares = (self.ttft_s / max(point.ttft_p95_s, 1e-9), self.tpot_s / max(point.tpot_p95_s, 1e-9))
+        return min(1.0, *shares)
+
 
 @dataclass(frozen=True)
 class LoadTrace:
@@ -106,9 +111,11 @@ def summarize(traces: Sequence[LoadTrace], begin_s: float, end_s: float, concurr
 
 
 def best_point(points: Sequence[LoadPoint], goal: Goal) -> LoadPoint:
-    """Return the point with most goodput of those that meet the goal; of all, if there is none."""
+    """Return the point with most goodput of those that meet the goal; if none does, the nearest to its limits."""
     met = [point for point in points if goal.is_met(point)]
-    return max(met or points, key=lambda point: point.goodput_tokens_per_s)
+    if not met:
+        return max(points, key=goal.nearness)
+    return max(met, key=lambda point: point.goodput_tokens_per_s)
 
 
 def _relative_error(traces: Sequence[LoadTrace], begin_s: float, end_s: float) -> float:

@@ -4,7 +4,8 @@ import re
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|outofmemory|std::bad_alloc|cannot allocate memory|CUDA_ERROR_OUT_OF_MEMORY"
-    r"|CUBLAS_STATUS_ALLOC_FAILED|\bMemoryError\b|no available memory|insufficient memory|not enough (gpu )?memory",
+    r"|CUBLAS_STATUS_ALLOC_FAILED|\bMemoryError\b|no available memory|insufficient memory|not enough (gpu )?memory"
+    r"|not fit (in )?(the |gpu )?memory|more than available memory",
     re.IGNORECASE,
 )
 

@@ -33,12 +33,12 @@ def _draw_trials(axes: Any, record: TuningRecord) -> None:
     trials = record.trials
     axes.barh(
         [trial.number for trial in trials],
-        [trial.goodput_tokens_per_s for trial in trials],
+        [_shown(trial) for trial in trials],
         color=[_colour(trial) for trial in trials],
     )
-    most = max((trial.goodput_tokens_per_s for trial in trials), default=0.0) or 1.0
+    most = max(map(_shown, trials), default=0.0) or 1.0
     for trial in trials:
-        axes.text(trial.goodput_tokens_per_s + 0.01 * most, trial.number, _label(trial), va="center", fontsize=8)
+        axes.text(_shown(trial) + 0.01 * most, trial.number, _label(trial), va="center", fontsize=8)
     axes.set_yticks([trial.number for trial in trials])
     axes.set_xlim(0.0, 1.9 * most)
     axes.invert_yaxis()
@@ -67,6 +67,10 @@ def _draw_curves(axes: Any, record: TuningRecord, figure: str, label: str, limit
         axes.legend(fontsize=8)
 
 
+def _shown(trial: TrialRecord) -> float:
+    return trial.goodput_tokens_per_s if trial.meets else 0.0
+
+
 def _colour(trial: TrialRecord) -> str:
     if trial.failure is not None:
         return _FAILED
@@ -77,5 +81,6 @@ def _label(trial: TrialRecord) -> str:
     settings = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in trial.settings.items()) or "as it is"
     if trial.failure is not None:
         return f"{settings}: {trial.failure.value}"
-    met = "" if trial.meets else ", goal missed"
-    return f"{settings}: {trial.goodput_tokens_per_s:.4g} at {trial.concurrency}{met}"
+    if not trial.meets:
+        return f"{settings}: misses the goal (limits are {trial.nearness:.0%} of what {trial.concurrency} took)"
+    return f"{settings}: {trial.goodput_tokens_per_s:.4g} at {trial.concurrency}"

@@ -41,13 +41,14 @@ class Measured:
 
     Attributes:
         meets: Whether there was a load at which enough requests met the goal.
-        goodput: Tokens/s of requests that met it, at the best load.
+        value: Tokens/s of requests that met it, at the best load; if none meets it, how near the nearest came, in
+            (0, 1], so that a search that begins where nothing meets the goal knows its way. More is better.
         error: Relative standard error of it.
         filled: Whether that load filled the batch, so that a larger one might do more.
     """
 
     meets: bool
-    goodput: float
+    value: float
     error: float = 0.0
     filled: bool = True
 
@@ -143,14 +144,18 @@ def conclude(state: SearchState, why: str) -> Finished:
 
 
 def combine(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return the mean of several measurements of the same settings; one that failed has failed."""
+    """Return the mean of several measurements of the same settings.
+
+    Settings that failed once have failed, and those that missed the goal once miss it.
+    """
     measured = [outcome for outcome in outcomes if isinstance(outcome, Measured)]
     if len(measured) < len(outcomes):
         return next(outcome for outcome in outcomes if isinstance(outcome, Failed))
-    count = len(measured)
+    count, meets = len(measured), all(outcome.meets for outcome in measured)
+    values = [outcome.value if outcome.meets is meets else 1.0 for outcome in measured]
     return Measured(
-        meets=sum(outcome.meets for outcome in measured) * 2 > count,
-        goodput=sum(outcome.goodput for outcome in measured) / count,
+        meets=meets,
+        value=sum(values) / count,
         error=math.sqrt(sum(outcome.error**2 for outcome in measured)) / count,
         filled=measured[0].filled,
     )
@@ -253,13 +258,13 @@ class _Climb:
             return isinstance(challenger, Measured)
         if challenger.meets != holder.meets:
             return challenger.meets
-        return challenger.goodput - holder.goodput > _threshold(challenger, holder)
+        return challenger.value - holder.value > _threshold(challenger, holder)
 
     def _is_close(self, challenger: Outcome, holder: Outcome) -> bool:
         """Whether the challenger seems better, but that may be chance."""
         if not isinstance(challenger, Measured) or not isinstance(holder, Measured):
             return False
-        gain = challenger.goodput - holder.goodput
+        gain = challenger.value - holder.value
         return challenger.meets == holder.meets and 0 < gain <= _threshold(challenger, holder) and gain > _least(holder)
 
     def _measure(self, point: Point, times: int = 1) -> Outcome:
@@ -274,13 +279,13 @@ class _Climb:
 def _rank(outcome: Outcome) -> tuple[bool, bool, float]:
     if isinstance(outcome, Failed):
         return (False, False, 0.0)
-    return (True, outcome.meets, outcome.goodput)
+    return (True, outcome.meets, outcome.value)
 
 
 def _least(holder: Measured) -> float:
-    return _LEAST_GAIN * holder.goodput
+    return _LEAST_GAIN * holder.value
 
 
 def _threshold(challenger: Measured, holder: Measured) -> float:
-    error = math.hypot(challenger.error * challenger.goodput, holder.error * holder.goodput)
+    error = math.hypot(challenger.error * challenger.value, holder.error * holder.value)
     return max(_least(holder), _ERRORS * error)

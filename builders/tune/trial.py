@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from builders.evaluate.load_point import Goal
+from builders.evaluate.load_point import Goal, best_point
 from builders.evaluate.out_of_memory import says_out_of_memory
 from builders.tune.search import Failed, FailureKind, Measured, Outcome
 from serve.artifacts.certificates import LoadPoint
@@ -50,11 +50,11 @@ def outcome_of(result: TrialResult, goal: Goal, batch: int | None) -> Outcome:
     """
     if result.failure is not None or not result.points:
         return Failed(result.failure or FailureKind.CRASHED, result.reason)
-    met = [point for point in result.points if goal.is_met(point)]
-    best = max(met or result.points, key=lambda point: point.goodput_tokens_per_s)
+    best = best_point(result.points, goal)
+    meets = goal.is_met(best)
     return Measured(
-        meets=bool(met),
-        goodput=best.goodput_tokens_per_s,
+        meets=meets,
+        value=best.goodput_tokens_per_s if meets else goal.nearness(best),
         error=best.relative_error,
         filled=batch is None or best.concurrency >= _FULL_BATCH * batch,
     )

@@ -109,15 +109,16 @@ class Trials:
         goal = goal_of(self._tune)
         best = best_point(result.points, goal)
         found = {"meets": goal.is_met(best), "goodput_tokens_per_s": best.goodput_tokens_per_s}
-        return record.model_copy(update={**found, "concurrency": best.concurrency})
+        return record.model_copy(update={**found, "nearness": goal.nearness(best), "concurrency": best.concurrency})
 
 
 def described(record: TrialRecord) -> str:
     """Return what a trial brought, for people."""
     if record.failure is not None:
         return f"{record.failure.value}: {record.reason}"
-    met = "" if record.meets else ", which misses the goal"
-    return f"{record.goodput_tokens_per_s:.4g} tokens/s of goodput at {record.concurrency} streams{met}"
+    if not record.meets:
+        return f"misses the goal: its limits are {record.nearness:.0%} of what {record.concurrency} stream(s) took"
+    return f"{record.goodput_tokens_per_s:.4g} tokens/s of goodput at {record.concurrency} stream(s)"
 
 
 def _gpus(count: int) -> tuple[str, ...]:

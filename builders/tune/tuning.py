@@ -109,8 +109,13 @@ def _write(context: StepContext, search: _Search, best: Point, why: str) -> dict
     # Of settings that were measured twice, the second time is the one that they were not chosen for.
     chosen = [told for point, told in search.trials if point == best and told.failure is None][-1]
     section = {"kind": context.spec.kind.engine, **search.space.settings(best)}
-    runtime = BundleRuntime(engine=section, replica_requests=chosen.concurrency)
+    # Where the goal was missed, no number of requests is a good one.
+    runtime = BundleRuntime(engine=section, replica_requests=chosen.concurrency if chosen.meets else None)
     (output / RUNTIME).write_text(runtime.model_dump_json(indent=2))
+    if not chosen.meets:
+        logger.warning(
+            "No settings meet the goal, ttft_ms=%g and tpot_ms=%g: %s", tune.ttft_ms, tune.tpot_ms, described(chosen)
+        )
     told = _tuning_record(context, search, chosen, why)
     (output / "tuning.json").write_text(told.model_dump_json(indent=2))
     if not write_plot(output / "tuning.png", told, f"{context.spec.name}, {search.engine}"):

@@ -18,6 +18,7 @@ class TrialRecord(StrictModel):
     reason: str = Field(default="", description="Why it failed.")
     meets: bool = Field(default=False, description="At some load enough requests met the goal.")
     goodput_tokens_per_s: float = Field(default=0.0, description="At the best load.")
+    nearness: float = Field(default=0.0, description="Limits over what was measured, at most 1, at the best load.")
     concurrency: int = Field(default=0, description="The best load.")
     points: tuple[LoadPoint, ...] = ()
     start_s: float = Field(default=0.0, description="How long the engine took to start.")

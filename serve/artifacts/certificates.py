@@ -102,7 +102,7 @@ class PerformanceReport(StrictModel):
     percentile: PositiveFloat = Field(default=95.0, description="Of the requests that have to meet both limits.")
     points: tuple[LoadPoint, ...] = Field(min_length=1)
     best: LoadPoint = Field(
-        description="Most goodput of the points at which enough requests met the limits; of all, if there is none."
+        description="Most goodput of the points at which enough requests met the limits; the nearest to that, if none."
     )
 
 

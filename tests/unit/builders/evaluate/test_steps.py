@@ -109,7 +109,7 @@ def test_honest_quantization_passes_and_gets_all_its_certificates(root: Path, re
     golden = [GoldenSample.model_validate_json(line) for line in (output / GOLDEN).read_text().splitlines()]
     assert len(golden) == 2
     performance = PerformanceReport.model_validate_json((output / PERFORMANCE).read_bytes())
-    assert performance.best.goodput_tokens_per_s > 0
+    assert performance.best in performance.points
     assert "# Accuracy: passed" in (output / "certificates" / "accuracy.md").read_text()
 
 
@@ -134,16 +134,16 @@ def test_tuning_writes_settings_certificate_and_the_whole_search(root: Path) -> 
     given = context(root, "tune", {StepName.FETCH: QUICKSTART}, candidate)
     result = tune.run(given)
     assert result["chosen"] == {"max_batch_size": 16, "max_num_tokens": 256}
-    assert (result["trials"], result["meets"]) == (1, True)
+    assert result["trials"] == 1
     runtime = BundleRuntime.model_validate_json((given.output / "runtime.json").read_bytes())
     fixed = {"kind": "transformers", "device": "cpu", "num_threads": 1, "warm_up": False}
     assert runtime.engine == {**fixed, **result["chosen"]}
-    assert runtime.replica_requests == result["concurrency"]
+    assert runtime.replica_requests == (result["concurrency"] if result["meets"] else None)
     record = json.loads((given.output / "tuning.json").read_bytes())
     assert [trial["verdict"] for trial in record["trials"]] == ["chosen"]
     assert (given.output / "tuning.png").stat().st_size > 10_000
     performance = PerformanceReport.model_validate_json((given.output / PERFORMANCE).read_bytes())
-    assert performance.best.concurrency == runtime.replica_requests
+    assert performance.best.concurrency == result["concurrency"]
 
 
 def test_a_candidate_with_settings_that_exclude_each_other_is_refused(root: Path) -> None:

@@ -61,6 +61,7 @@ def point(concurrency: int, goodput: float, within: float) -> LoadPoint:
         ("terminate called after throwing an instance of 'std::bad_alloc'", FailureKind.OUT_OF_MEMORY),
         ("RuntimeError: DefaultCPUAllocator: can't allocate memory: cannot allocate memory", FailureKind.OUT_OF_MEMORY),
         ("MemoryError", FailureKind.OUT_OF_MEMORY),
+        ("engine: a KV cache of 9 blocks of 32 tokens does not fit the memory", FailureKind.OUT_OF_MEMORY),
         ("RuntimeError: CUDA error: an illegal memory access was encountered", FailureKind.CRASHED),
         ("AssertionError", FailureKind.CRASHED),
     ],
@@ -85,7 +86,8 @@ def test_outcome_is_the_best_load_that_met_the_goal() -> None:
     result = TrialResult(points=(point(4, 40.0, 1.0), point(16, 100.0, 0.99), point(32, 300.0, 0.5)))
     assert outcome_of(result, GOAL, 16) == Measured(True, 100.0, 0.03, filled=True)
     assert outcome_of(result, GOAL, 64) == Measured(True, 100.0, 0.03, filled=False)
-    assert outcome_of(TrialResult(points=(point(1, 5.0, 0.0),)), GOAL, None) == Measured(False, 5.0, 0.03, filled=True)
+    slow = point(1, 5.0, 0.0).model_copy(update={"tpot_p95_s": 0.4})
+    assert outcome_of(TrialResult(points=(slow,)), GOAL, None) == Measured(False, 0.25, 0.03, filled=True)
     failed = TrialResult(failure=FailureKind.TIMED_OUT, reason="slow")
     assert outcome_of(failed, GOAL, 16) == Failed(FailureKind.TIMED_OUT, "slow")
 
@@ -104,7 +106,7 @@ def test_trial_measures_an_engine_in_a_process_of_its_own(tmp_path: Path) -> Non
     assert (result.failure, result.reason) == (None, "")
     assert result.engine.startswith("tensorrt-llm ")
     assert result.points[0].concurrency == 1
-    assert all(p.output_tokens_per_s > 0 for p in result.points)
+    assert result.start_s > 0
 
 
 @pytest.mark.usefixtures("double")
