@@ -4,7 +4,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,14 +46,25 @@ class CacheBlobs:
         contents = {entry.blake3: entry.size_bytes for entry in files}
         return sum(size - downloaded_bytes(self.path(digest), size) for digest, size in contents.items())
 
-    def is_right(self, path: Path, entry: FileEntry) -> bool:
-        """Return whether a file has the content that an entry says. It is read only if it changed since it last was."""
+    def is_right(self, path: Path, entry: FileEntry, count: ByteCount | None = None) -> bool:
+        """Return whether a file has the content that an entry says. It is read only if it changed since it last was.
+
+        Args:
+            path: Of the file.
+            entry: What it has to be.
+            count: Told of its bytes.
+        """
+
+        def read(more: int) -> None:
+            if count is not None:
+                count.add(more, entry.path)
+
         try:
             status = path.lstat()
             state = FileState.of(status)
             if not stat.S_ISREG(status.st_mode) or state.size_bytes != entry.size_bytes:
                 return False
-            return (self._digests.lookup(state) or self._read(path, state)) == entry.blake3
+            return (self._digests.lookup(state) or self._read(path, state, read)) == entry.blake3
         except FileNotFoundError:
             return False
 
@@ -109,8 +120,8 @@ class CacheBlobs:
         if digest is not None and replace(before, ctime_ns=after.ctime_ns) == after:
             self._digests.record(after, digest)
 
-    def _read(self, path: Path, state: FileState) -> str:
-        digest = hash_file(path)
+    def _read(self, path: Path, state: FileState, read: Callable[[int], None]) -> str:
+        digest = hash_file(path, read)
         if FileState.of(path.stat()) == state:
             self._digests.record(state, digest)
         return digest

@@ -11,6 +11,7 @@ import logging
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +45,8 @@ class DigestCache:
         self._now_ns = now_ns
         self._lock = threading.Lock()
         self._connection = _open(database)
+        # Nobody closes a cache that is forgotten; Python warns of a database that is.
+        self._close = weakref.finalize(self, self._connection.close)
 
     def digest(self, path: Path, read: Callable[[int], None] | None = None) -> str:
         """Return the BLAKE3 of a file's content, 64 hexadecimal digits.
@@ -64,7 +67,7 @@ class DigestCache:
         began_ns = self._now_ns()
         digest = hash_file(path, read)
         check_unchanged(path, before)
-        if before.ctime_ns < began_ns - TICK_NS:
+        if before.ctime_ns < began_ns - TICK_NS and FileState.of(path.stat()) == before:
             self.record(before, digest)
         return digest
 
@@ -91,7 +94,7 @@ class DigestCache:
     def close(self) -> None:
         """Close the database."""
         with self._lock:
-            self._connection.close()
+            self._close()
 
 
 def tree_digest(directory: Path, cache: DigestCache | None = None, progress: ByteProgress = no_progress) -> str:

@@ -1,7 +1,7 @@
 """FileState: what tells whether a file is the same as before."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -25,10 +25,13 @@ class FileState:
 
 
 def check_unchanged(path: Path, state: FileState) -> None:
-    """Check that a file is what it was.
+    """Check that a file's content is what it was a moment ago.
+
+    Its ctime does not count: that changes too when a link to the file is made or removed, as caches do all the time.
 
     Raises:
         BundleCorrupt: It changed.
     """
-    if FileState.of(path.stat()) != state:
+    now = FileState.of(path.stat())
+    if replace(now, ctime_ns=state.ctime_ns) != state:
         raise BundleCorrupt(f"{path} changed while it was read; whatever writes it has to end first")

@@ -24,7 +24,7 @@ from pathlib import Path
 from serve.artifacts.bundle_check import selected
 from serve.artifacts.byte_count import ByteCount
 from serve.artifacts.cache_blobs import CacheBlobs
-from serve.artifacts.cache_place import DATABASE, cache_limit, cache_root
+from serve.artifacts.cache_place import DATABASE, PLACE_VARIABLE, cache_limit, cache_root
 from serve.artifacts.cache_room import describe_full, free_bytes_at, make_room, remove_leftovers
 from serve.artifacts.digests import DigestCache
 from serve.artifacts.fingerprint import canonical_json
@@ -49,6 +49,9 @@ class NodeCache:
         limit_bytes: What is used least recently is removed when there is more than this; None:
             `$RAYTRT_BUNDLE_CACHE_LIMIT` (200GiB, 40%), or half of the disk.
         free_bytes: How many bytes are free where a path is.
+
+    Raises:
+        ConfigError: The directory cannot be made, or the limit makes no sense.
     """
 
     def __init__(
@@ -59,8 +62,13 @@ class NodeCache:
     ) -> None:
         self._free_bytes = free_bytes
         self._root = (root or cache_root()).absolute()
-        for folder in ("blobs", "trees", "used", "locks"):
-            (self._root / folder).mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in ("blobs", "trees", "used", "locks"):
+                (self._root / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(
+                f"bundle cache {self._root} cannot be made: {exc.strerror}; set {PLACE_VARIABLE} to another one"
+            ) from exc
         self._limit_bytes = cache_limit(self._root) if limit_bytes is None else limit_bytes
         self._blobs = CacheBlobs(self._root, DigestCache(self._root / DATABASE))
         self._lock = threading.Lock()
@@ -124,7 +132,7 @@ class NodeCache:
             (self._root / "used" / name).touch()
             count = ByteCount(sum(entry.size_bytes for entry in files), progress)
             with self._alone_on(name, files, count):
-                if not self._is_intact(tree, files, extra):
+                if not self._is_intact(tree, files, extra, count):
                     self._bring(store, tree, files, extra, count)
         except BaseException as exc:
             pin.release()
@@ -145,14 +153,14 @@ class NodeCache:
         count.set(0)
         return lock
 
-    def _is_intact(self, tree: Path, files: Sequence[FileEntry], extra: Mapping[str, bytes]) -> bool:
+    def _is_intact(self, tree: Path, files: Sequence[FileEntry], extra: Mapping[str, bytes], count: ByteCount) -> bool:
         if not tree.is_dir():
             return False
         if any(not _holds(tree / path, content) for path, content in extra.items()):
             return False
         if _strangers(tree, {*extra, *(entry.path for entry in files)}):
             return False
-        return all(self._blobs.is_right(tree / entry.path, entry) for entry in files)
+        return all(self._blobs.is_right(tree / entry.path, entry, count) for entry in files)
 
     def _bring(
         self,

@@ -78,6 +78,13 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
         DigestCache().digest(path, read)
 
 
+def test_a_link_that_is_made_meanwhile_is_no_change(tmp_path: Path, database: Path) -> None:
+    (path,) = write_files(tmp_path / "files", {"a": b"content"}).iterdir()
+    cache = DigestCache(database, later)
+    assert cache.digest(path, lambda _: os.link(path, tmp_path / "link")) == blake3(b"content").hexdigest()
+    assert cache.lookup(FileState.of(path.stat())) is None  # it was not seen in this state
+
+
 def test_many_files_at_once_with_progress(tmp_path: Path, database: Path) -> None:
     directory = write_files(tmp_path / "files", {f"{number}": bytes([number]) * number for number in range(50)})
     paths = sorted(directory.iterdir())

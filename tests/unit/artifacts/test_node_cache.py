@@ -296,6 +296,12 @@ def test_a_disk_that_fills_up_meanwhile_is_told(store: CountedStore, cache: Node
         cache.fetch(FullStore(tmp_path / "store", tmp_path / "log"), manifest)
 
 
+def test_a_place_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"cannot be made: Not a directory; set {PLACE_VARIABLE}"):
+        NodeCache(tmp_path / "file" / "cache", PLENTY)
+
+
 def test_place_and_limit_come_from_the_environment(tmp_path: Path) -> None:
     assert cache_root({PLACE_VARIABLE: str(tmp_path)}) == tmp_path
     assert cache_root({}) == Path("~/.cache/raytrt/bundles").expanduser()
