@@ -7,6 +7,7 @@ from enum import StrEnum
 from builders.plan.candidates import Candidate
 from builders.plan.goal import Objective
 from builders.plan.load import Load, SteadyState
+from builders.plan.memory import longest_sequence
 from builders.plan.request import PlanRequest
 from builders.plan.sizes import Sizes, choose_sizes, shrink
 from serve.engines.simulated.roofline import EFFICIENCIES, RooflineLatency
@@ -33,6 +34,7 @@ class Evaluation:
     Attributes:
         candidate: What was judged.
         sizes: Of its engine.
+        longest: Tokens of the longest sequence that fits.
         load: The goal's requests on one engine.
         obstacle: Why not; None: it can.
         state: Of each replica under its share of the load; None: there is none.
@@ -42,6 +44,7 @@ class Evaluation:
 
     candidate: Candidate
     sizes: Sizes
+    longest: int
     load: Load
     obstacle: Obstacle | None = None
     state: SteadyState | None = None
@@ -73,8 +76,8 @@ def evaluate(request: PlanRequest, candidate: Candidate) -> Evaluation:
     latency = latency_of(request, candidate)
     sizes = choose_sizes(shape, candidate, goal, latency)
     load = Load(latency, goal, sizes.limits)
-    evaluation = Evaluation(candidate, sizes, load)
-    obstacle = _static_obstacle(request, sizes)
+    evaluation = Evaluation(candidate, sizes, longest_sequence(shape, candidate, sizes.memory), load)
+    obstacle = _static_obstacle(request, evaluation)
     if obstacle is not None:
         return replace(evaluation, obstacle=obstacle)
     most = _most(request, load)
@@ -83,12 +86,12 @@ def evaluate(request: PlanRequest, candidate: Candidate) -> Evaluation:
     return _with_replicas(request, evaluation, most)
 
 
-def _static_obstacle(request: PlanRequest, sizes: Sizes) -> Obstacle | None:
-    memory, goal = sizes.memory, request.goal
-    if memory.kv_cache <= 0:
+def _static_obstacle(request: PlanRequest, evaluation: Evaluation) -> Obstacle | None:
+    goal = request.goal
+    if evaluation.sizes.memory.kv_cache <= 0:
         return Obstacle.WEIGHTS
     needed = max(goal.context_tokens or 0, goal.sequence_tokens)
-    return Obstacle.CONTEXT if memory.longest < needed else None
+    return Obstacle.CONTEXT if evaluation.longest < needed else None
 
 
 def _most(request: PlanRequest, load: Load) -> SteadyState | None:

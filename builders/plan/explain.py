@@ -140,7 +140,7 @@ def _cache(shape: ModelShape, evaluation: Evaluation, goal: Goal) -> list[tuple[
             f"{memory.kv_bytes_per_sequence:,.0f}",
         ),
         ("sequences that fit", _per_group(candidate, "cache / bytes of a sequence"), f"{memory.sequences:,}"),
-        ("longest sequence", "alone, up to the model's context", f"{memory.longest:,} tokens"),
+        ("longest sequence", "alone, up to the model's context", f"{evaluation.longest:,} tokens"),
     ]
     if (pattern := shape.window_pattern(shape.context_tokens)) is not None:
         windows = f"{shape.windowed_layers} of {shape.layers} layers keep the last {shape.window_tokens} tokens"

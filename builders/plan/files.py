@@ -105,7 +105,7 @@ def engine_section(request: PlanRequest, evaluation: Evaluation) -> dict[str, An
 
 def context_tokens(request: PlanRequest, evaluation: Evaluation) -> int:
     """Return how long prompt and output may be together."""
-    longest = min(request.model.shape.context_tokens, evaluation.sizes.memory.longest)
+    longest = min(request.model.shape.context_tokens, evaluation.longest)
     return min(longest, request.goal.context_tokens or longest)
 
 

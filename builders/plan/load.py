@@ -150,21 +150,23 @@ class Load:
     def state(self, batch: float) -> SteadyState:
         """Return the state with a mean of `batch` >= 0 sequences in the batch."""
         decode_s = self._decode_s(max(batch, 1.0))
+        sequences_deviation, step_deviation_s = self._batch_deviation(batch, decode_s)
         prompts = batch / self._steps
         prompt_s = self._prompt_s(batch, prompts)
         step_s = decode_s + prompts * prompt_s
         rate = prompts / step_s
         tpot_mean_s = step_s
-        ttft_mean_s, ttft_s = self._ttft(batch, decode_s, prompt_s, rate)
+        ttft_mean_s, ttft_s = self._ttft(batch, decode_s, prompt_s, rate, step_deviation_s)
+        tpot_deviation_s = self._tpot_deviation(batch, decode_s, prompt_s, rate, step_deviation_s)
         return SteadyState(
             rate_per_s=rate,
             batch=batch,
-            batch_deviation=self._batch_deviation(batch, decode_s)[0],
+            batch_deviation=sequences_deviation,
             decode_s=decode_s,
             prompt_s=prompt_s,
             step_s=step_s,
             prompts_per_step=prompts,
-            tpot_s=tpot_mean_s + self._z * self._tpot_deviation(batch, decode_s, prompt_s, rate),
+            tpot_s=tpot_mean_s + self._z * tpot_deviation_s,
             tpot_mean_s=tpot_mean_s,
             ttft_s=ttft_s,
             ttft_mean_s=ttft_mean_s,
@@ -213,7 +215,9 @@ class Load:
         sequences = math.sqrt(batch / (1.0 - elasticity))
         return sequences, slope_s * sequences
 
-    def _tpot_deviation(self, batch: float, decode_s: float, prompt_s: float, rate: float) -> float:
+    def _tpot_deviation(
+        self, batch: float, decode_s: float, prompt_s: float, rate: float, step_deviation_s: float
+    ) -> float:
         """Return the standard deviation of requests' TPOT: by prompts that come, and by the size of the batch."""
         if not batch:
             return 0.0
@@ -222,9 +226,11 @@ class Load:
         # Once for the lengths of these prompts, once for that of the output: short ones vary more. Prompts lengthen the
         # time in which more of them come; and when many come, many are in the batch soon, so that both are added.
         by_prompts = prompt_s * math.sqrt(comers) * self._spread / self._steps
-        return (by_prompts + self._batch_deviation(batch, decode_s)[1]) * step_s / decode_s
+        return (by_prompts + step_deviation_s) * step_s / decode_s
 
-    def _ttft(self, batch: float, decode_s: float, prompt_s: float, rate: float) -> tuple[float, float]:
+    def _ttft(
+        self, batch: float, decode_s: float, prompt_s: float, rate: float, step_deviation_s: float
+    ) -> tuple[float, float]:
         """Return mean and percentile of the TTFT."""
         busy = -math.expm1(-batch)  # probability that there is a step to wait for
         used = min(0.999, rate * prompt_s)
@@ -238,7 +244,7 @@ class Load:
         rest = math.sqrt(busy * (seen_s**2 / 12 + cycle_variance / 4))
         others = math.sqrt(busy * rate * seen_s * self._spread) * prompt_s
         own = own_s * self._goal.length_deviation
-        by_batch = 1.5 * self._batch_deviation(batch, decode_s)[1]
+        by_batch = 1.5 * step_deviation_s
         variance = (rest + others + by_batch) ** 2 + own**2
         return GATEWAY_S + mean_s, GATEWAY_S + gamma_percentile(mean_s, variance, self._z)
 

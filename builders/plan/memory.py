@@ -41,7 +41,6 @@ class MemoryPlan:
         kv_bytes_per_sequence: On this GPU, of a sequence of mean length, in whole blocks.
         kv_tokens: Tokens within all windows that the whole engine holds.
         sequences: Sequences of mean length that the whole engine holds.
-        longest: Tokens of the longest sequence that it holds.
     """
 
     total: float
@@ -55,7 +54,6 @@ class MemoryPlan:
     kv_bytes_per_sequence: float
     kv_tokens: int
     sequences: int
-    longest: int
 
     @property
     def free(self) -> float:
@@ -75,8 +73,7 @@ def plan_memory(
         max_batch_size: Sequences of a step; with attention data parallelism of each tensor rank.
         max_num_tokens: Tokens of it, in the same way.
     """
-    if shape.window_pattern(1) is None:  # the engine cannot be told, and keeps all tokens in all layers
-        shape = shape.model_copy(update={"windowed_layers": 0, "window_tokens": None})
+    shape = _as_cached(shape)
     stages = [
         _plan_stage(shape, candidate, goal, stage, max_batch_size, max_num_tokens)
         for stage in range(candidate.split.pipeline)
@@ -115,7 +112,6 @@ def _plan_stage(
         kv_bytes_per_sequence=per_sequence,
         kv_tokens=groups * max(0, int(cache / per_token)),
         sequences=groups * max(0, int(cache / per_sequence)),
-        longest=_longest(shape, split, candidate, stage, cache),
     )
 
 
@@ -144,11 +140,19 @@ def runtime_bytes(candidate: Candidate) -> float:
     return (_CONTEXT_GB + _GRAPH_GB + links) * _GB
 
 
-def _longest(shape: ModelShape, split: Split, candidate: Candidate, stage: int, cache: float) -> int:
-    """Return the longest sequence that fits alone, in whole blocks, up to the model's context."""
+def longest_sequence(shape: ModelShape, candidate: Candidate, memory: MemoryPlan) -> int:
+    """Return the tokens of the longest sequence that fits alone, in whole blocks, up to the model's context."""
+    kept, split, precision = _as_cached(shape), candidate.split, candidate.precisions.kv_cache
     fits, too_many = 0, shape.context_tokens // TOKENS_PER_BLOCK + 1
     while too_many - fits > 1:
         blocks = (fits + too_many) // 2
-        size = split.kv_bytes(shape, candidate.precisions.kv_cache, blocks * TOKENS_PER_BLOCK, stage)
-        fits, too_many = (blocks, too_many) if size <= cache else (fits, blocks)
-    return fits * TOKENS_PER_BLOCK
+        size = split.kv_bytes(kept, precision, blocks * TOKENS_PER_BLOCK, memory.stage)
+        fits, too_many = (blocks, too_many) if size <= memory.kv_cache else (fits, blocks)
+    return fits * TOKENS_PER_BLOCK if too_many * TOKENS_PER_BLOCK <= shape.context_tokens else shape.context_tokens
+
+
+def _as_cached(shape: ModelShape) -> ModelShape:
+    """Return the shape without windows that the engine cannot be told of: it keeps all tokens in all layers."""
+    if not shape.windowed_layers or shape.window_pattern(1) is not None:
+        return shape
+    return shape.model_copy(update={"windowed_layers": 0, "window_tokens": None})

@@ -71,6 +71,9 @@ def parse_shape(text: str) -> ModelShape:
 
 def known_name(text: str) -> str | None:
     """Return the known model that a name on a hub means; None: none of them."""
+    by_id = {repository.lower(): name for name, repository in HUB.items()}
+    if text.lower() in by_id:
+        return by_id[text.lower()]
     name = text.rpartition("/")[2].lower().replace("_", "-").removeprefix("meta-")
     for _ in range(3):
         if name in CONFIGS:

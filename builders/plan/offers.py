@@ -71,7 +71,7 @@ def gpu_of_driver(name: str, memory_bytes: float) -> str | None:
     """
     words = name.upper().replace("-", " ").split()
     candidates = [
-        (abs(gpu.memory_bytes - memory_bytes) / gpu.memory_bytes, -len(key), key)
+        (abs(gpu.memory_bytes - memory_bytes) / gpu.memory_bytes, len(key), key)
         for key, gpu in GPUS.items()
         if set((gpu.accelerator_type or "").upper().split("-")) <= set(words)
     ]

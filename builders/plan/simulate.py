@@ -16,7 +16,7 @@ from sim.policies import parse_candidate
 from sim.simulator import simulate
 from sim.workload_synthetic import Arrivals, Shared, Stream, SyntheticWorkload, TokenCounts, synthesise
 
-_REQUESTS = 3000  # of which the first fifth only fills the batch
+_REQUESTS = 2000  # of which the first fifth only fills the batch
 _WARM_UP = 0.2
 
 

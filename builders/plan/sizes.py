@@ -42,11 +42,13 @@ def choose_sizes(shape: ModelShape, candidate: Candidate, goal: Goal, latency: R
     step_tokens = choose_step_tokens(candidate, goal, latency)
     largest = _CPU_BATCH if candidate.offer.gpu.generation == "cpu" else BATCH_SIZES[-1]
     sizes = [size for size in BATCH_SIZES if size <= min(largest, step_tokens // 2)]
-    for smaller, size in reversed(list(zip([0, *sizes], sizes, strict=False))):
-        chosen = with_batch(shape, candidate, goal, size, step_tokens)
-        if chosen.memory.sequences > smaller * groups(candidate):
-            return chosen
-    return with_batch(shape, candidate, goal, 1, step_tokens)
+    low, high = 0, len(sizes)  # sizes[low] is not too large, unless all are
+    while high - low > 1:
+        middle = (low + high) // 2
+        chosen = with_batch(shape, candidate, goal, sizes[middle], step_tokens)
+        fills = chosen.memory.sequences > sizes[middle - 1] * groups(candidate)
+        low, high = (middle, high) if fills else (low, middle)
+    return with_batch(shape, candidate, goal, sizes[low], step_tokens)
 
 
 def with_batch(shape: ModelShape, candidate: Candidate, goal: Goal, batch: int, step_tokens: int) -> Sizes:
