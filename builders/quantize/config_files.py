@@ -7,7 +7,7 @@ which older releases (TensorRT-LLM 1.2.x has transformers 4.57) read without the
 import json
 import shutil
 from collections.abc import Collection
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,16 @@ def weight_only_quantization(kept: Collection[str]) -> dict[str, Any]:
         kept: Modules that were not quantized.
     """
     return {
-        "producer": {"name": _PRODUCER, "version": version(_PRODUCER)},
+        "producer": {"name": _PRODUCER, "version": _own_version()},
         "quantization": {"quant_algo": "W8A16", "kv_cache_quant_algo": None, "exclude_modules": sorted(kept)},
     }
+
+
+def _own_version() -> str:
+    try:
+        return version(_PRODUCER)
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0"
 
 
 def inline_quantization(quantization: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def check_export(
     _check_complete(source, export)
     errors = {}
     for done, layer in enumerate(layers, 1):
-        errors[layer] = _relative_error(source, export, layer, device)
+        errors[layer] = _layer_error(source, export, layer, device)
         progress(done, len(layers), layer)
     kv_scales = [name for name in export.names if name.endswith(_KV_SCALES)]
     for name in kv_scales:
@@ -102,7 +102,7 @@ def _is_tied(source: TensorReader, export: TensorReader, name: str) -> bool:
     return any(torch.equal(source.tensor(name), source.tensor(other)) for other in others if "embed" in other)
 
 
-def _relative_error(source: TensorReader, export: TensorReader, layer: str, device: torch.device) -> float:
+def _layer_error(source: TensorReader, export: TensorReader, layer: str, device: torch.device) -> float:
     names = {part: f"{layer}.{part}" for part in _OF_LAYER}
     tensors = {part: export.tensor(name).to(device) for part, name in names.items() if name in export}
     if f"{layer}.weight" not in source:
@@ -113,10 +113,11 @@ def _relative_error(source: TensorReader, export: TensorReader, layer: str, devi
         raise BuildFailed(
             "quantize", f"{layer}.weight stands for {tuple(found.shape)}, but the source has {tuple(original.shape)}"
         )
-    return min(_distance(found * factor, original) for factor in _foldings(source, export, layer, found))
+    return min(relative_error(found * factor, original) for factor in _foldings(source, export, layer, found))
 
 
-def _distance(found: torch.Tensor, original: torch.Tensor) -> float:
+def relative_error(found: torch.Tensor, original: torch.Tensor) -> float:
+    """Return the norm of the difference over the norm of the original; not finite is infinite."""
     error = float((found - original).norm() / original.norm().clamp_min(torch.finfo(torch.float32).tiny))
     return error if math.isfinite(error) else math.inf
 

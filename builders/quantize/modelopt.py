@@ -109,18 +109,6 @@ def quantize(model: Any, settings: QuantizeSettings, calibrate: Callable[[Any], 
     return [f"No calibration text reached {unseen} inputs of experts; they take others' ranges. Use more samples."]
 
 
-def rounding_errors(model: Any) -> dict[str, float]:
-    """Return for each quantized layer: norm of what rounding changes, over the norm of the weight."""
-    errors = {}
-    for name, module in model.named_modules():
-        quantizer: Any = getattr(module, "weight_quantizer", None)
-        if isinstance(getattr(module, "weight", None), torch.Tensor) and getattr(quantizer, "is_enabled", False):
-            with torch.no_grad():
-                weight = module.weight.float()
-                errors[name] = float((quantizer(module.weight).float() - weight).norm() / weight.norm())
-    return errors
-
-
 def export_unified(model: Any, settings: QuantizeSettings, directory: Path) -> None:
     """Write a unified checkpoint; the model cannot be used afterwards.
 

@@ -17,7 +17,7 @@ from builders.context import StepContext, StepName
 from builders.errors import BuildFailed
 from builders.quantize.calibration import CalibrationPass, check_samples, make_batches, tokens_of_a_batch
 from builders.quantize.config_files import QUANTIZATION, copy_side_files, write_config
-from builders.quantize.export_check import check_export
+from builders.quantize.export_check import ExportReport, check_export
 from builders.quantize.int8_checkpoint import describe_errors
 from builders.quantize.layers import check_exclude, is_kept, linear_layers, quantized_layers
 from builders.quantize.placement import Placement, choose_placement
@@ -53,8 +53,12 @@ class _Clock:
         self.begin_s = now_s
 
 
-def make(context: StepContext) -> dict[str, Any]:
+def make(context: StepContext, look: Callable[[Any], None] = lambda model: None) -> dict[str, Any]:
     """Quantize, export and check.
+
+    Args:
+        context: Of the step.
+        look: Called with the quantized model before the export takes it apart, for measurements.
 
     Returns:
         The step's result, as far as it is these recipes'.
@@ -82,6 +86,8 @@ def make(context: StepContext) -> dict[str, Any]:
         calibrate = _calibration(context, model, samples, placement)
         notes = modelopt.quantize(model, settings, calibrate)
         clock.lap("quantize")
+        look(model)
+        clock.lap("look")
         made = _export(context, modelopt, model, clock)
         peak = _peak_bytes(placement)
         del model
@@ -154,9 +160,7 @@ def _calibration(
 def _export(context: StepContext, modelopt: Any, model: Any, clock: _Clock) -> dict[str, Any]:
     settings = context.spec.quantize
     if export_format(settings, context.spec.kind) == "tensorrt-llm":
-        made = _export_tensorrt(context, modelopt, model)
-        clock.lap("export")
-        return made
+        return _export_tensorrt(context, modelopt, model, clock)
     exported = context.scratch / "export"
     modelopt.export_unified(model, settings, exported)
     clock.lap("export")
@@ -181,6 +185,26 @@ def _export(context: StepContext, modelopt: Any, model: Any, clock: _Clock) -> d
     facts = recipe_facts(settings)
     if facts is not None and details["quant_algo"] != facts.algorithm:
         raise BuildFailed("quantize", f"ModelOpt made {details['quant_algo']}, not {facts.algorithm}; report this")
+    return _described(content, report)
+
+
+def _export_tensorrt(context: StepContext, modelopt: Any, model: Any, clock: _Clock) -> dict[str, Any]:
+    settings, layout = context.spec.quantize, context.spec.parallel
+    own = json.loads((context.checkpoint / CONFIG).read_bytes())
+    decoder = decoder_of(own["architectures"][0], settings.recipe)
+    device = model.device
+    modelopt.export_tensorrt_llm(model, settings, decoder, context.output, layout.tensor, layout.pipeline)
+    add_rotary(context.output, own)
+    clock.lap("export")
+    with TensorReader(context.checkpoint) as source:
+        report = check_ranks(context.output, source, own, layout, device, _part(context, 1))
+    clock.lap("check")
+    return _described(json.loads((context.output / CONFIG).read_bytes()), report)
+
+
+def _described(content: dict[str, Any], report: ExportReport) -> dict[str, Any]:
+    """Return what an export says of itself, in either format, and what the check found."""
+    details = content["quantization"]
     return {
         "algorithm": details["quant_algo"],
         "kv_cache_algorithm": details.get("kv_cache_quant_algo"),
@@ -188,32 +212,6 @@ def _export(context: StepContext, modelopt: Any, model: Any, clock: _Clock) -> d
         "excluded": details.get("exclude_modules", []),
         "relative_error": describe_errors(report),
         "kv_scales": report.kv_scales,
-    }
-
-
-def _export_tensorrt(context: StepContext, modelopt: Any, model: Any) -> dict[str, Any]:
-    settings, layout = context.spec.quantize, context.spec.parallel
-    own = json.loads((context.checkpoint / CONFIG).read_bytes())
-    decoder = decoder_of(own["architectures"][0], settings.recipe)
-    errors = modelopt.rounding_errors(model)
-    modelopt.export_tensorrt_llm(model, settings, decoder, context.output, layout.tensor, layout.pipeline)
-    add_rotary(context.output, own)
-    check_ranks(context.output, layout)
-    content = json.loads((context.output / CONFIG).read_bytes())
-    details = content["quantization"]
-    worst = max(errors, key=lambda name: errors[name])
-    return {
-        "algorithm": details["quant_algo"],
-        "kv_cache_algorithm": details.get("kv_cache_quant_algo"),
-        "producer": content["producer"],
-        "excluded": details.get("exclude_modules", []),
-        "relative_error": {
-            "mean": round(sum(errors.values()) / len(errors), 6),
-            "worst": round(errors[worst], 6),
-            "worst_layer": worst,
-            "layers": {name: round(value, 6) for name, value in errors.items()},
-        },
-        "kv_scales": 0,
     }
 
 

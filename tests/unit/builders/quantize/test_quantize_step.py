@@ -12,9 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MambaConfig, Qwen3MoeConfig
 from transformers.utils import logging as library_logging
 
+from builders.context import StepInput
 from builders.errors import BuildFailed
 from builders.quantize.quiet import quiet
+from builders.steps import compile as compile_step
 from serve.errors import ConfigError
+from tests.doubles.install import installed
+from tests.unit.builders.compile.steps import make_context
 from tests.unit.builders.quantize.steps import FEW, QUICKSTART, Made, run_step
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -153,6 +157,22 @@ def test_the_tensorrt_backend_s_format_has_a_file_for_each_rank(make: Make) -> N
     halves = [load_file(made.directory / f"rank{rank}.safetensors") for rank in (0, 1)]
     assert halves[0]["transformer.layers.0.mlp.fc.weight"].shape == (256, 256)
     assert not torch.equal(*(half["transformer.layers.0.mlp.fc.weight"] for half in halves))
+    assert 0 < made.result["relative_error"]["mean"] < 0.03
+
+
+def test_an_engine_is_built_from_it_and_its_weights_are_near_the_source_s(make: Make, tmp_path: Path) -> None:
+    """The double reads the format in its own way, so that names, cuts and scales are as another reader takes them."""
+    name = "smoothquant for an engine"
+    quantized = StepInput("1" * 64, make(name).directory, make(name).result)
+    with installed("1.2.x"):
+        context = make_context(tmp_path, quantized, compile={"max_batch_size": 4}, **RECIPES[name])
+        compile_step.run(context)
+    (context.output / "model/rank0.engine").rename(tmp_path / "weights.safetensors")
+    weights = load_file(tmp_path / "weights.safetensors")
+    source = load_file(QUICKSTART / "model.safetensors")
+    for tensor in [tensor for tensor in source if tensor.endswith("proj.weight")]:
+        original = source[tensor].float()
+        assert (weights[tensor] - original).norm() < 0.15 * original.norm()
 
 
 def test_progress_goes_up_to_its_end_and_says_what_is_done(make: Make) -> None:

@@ -140,16 +140,72 @@ def test_what_an_engine_is_told_of_the_rotary_embedding(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text()) == {"architecture": "x", "rotary_base": 5e5}
 
 
-def test_each_rank_has_good_scales(tmp_path: Path) -> None:
-    good = {"a.weight": torch.zeros(2), "a.weights_scaling_factor": torch.ones(2)}
-    for rank in (0, 1):
-        save_file(good, tmp_path / f"rank{rank}.safetensors")
-    assert check_ranks(tmp_path, ParallelLayout(tensor=2)) == 1
-    with pytest.raises(BuildFailed, match=r"rank2\.safetensors"):
-        check_ranks(tmp_path, ParallelLayout(tensor=4))
-    save_file({**good, "a.weights_scaling_factor": torch.tensor([1.0, float("nan")])}, tmp_path / "rank1.safetensors")
-    with pytest.raises(BuildFailed, match=r"a\.weights_scaling_factor of rank1"):
-        check_ranks(tmp_path, ParallelLayout(tensor=2))
+ROWS, COLUMNS = 8, 16
+SHAPES = {"self_attn.q_proj": (ROWS, COLUMNS), "self_attn.k_proj": (4, COLUMNS), "self_attn.v_proj": (4, COLUMNS),
+          "self_attn.o_proj": (COLUMNS, ROWS), "mlp.gate_proj": (ROWS, COLUMNS)}  # fmt: skip
+CONFIG = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def cut_model(directory: Path, layout: ParallelLayout) -> TensorReader:
+    """Write a source of two layers, and its quantized ranks as the TensorRT backend has them."""
+    generator = torch.Generator().manual_seed(0)
+    source = {
+        f"model.layers.{layer}.{name}.weight": torch.randn(shape, generator=generator)
+        for layer in (0, 1)
+        for name, shape in SHAPES.items()
+    }
+    (directory / "source").mkdir()
+    save_file(source, directory / "source/model.safetensors")
+    each = 2 // layout.pipeline
+    for rank in range(layout.world_size):
+        tensors: dict[str, torch.Tensor] = {}
+        tensor, stage = rank % layout.tensor, rank // layout.tensor
+        for local in range(each):
+            block = f"model.layers.{stage * each + local}"
+            parts = {
+                name: source[f"{block}.{name}.weight"].chunk(layout.tensor, 1 if name.endswith("o_proj") else 0)[tensor]
+                for name in SHAPES
+            }
+            qkv = torch.cat([parts[f"self_attn.{name}_proj"] for name in "qkv"])
+            for name, weight in (
+                ("attention.qkv", qkv),
+                ("attention.dense", parts["self_attn.o_proj"]),
+                ("mlp.fc", parts["mlp.gate_proj"]),
+            ):
+                quantized, scale = quantize_rows(weight)
+                prefix = f"transformer.layers.{local}.{name}"
+                tensors |= {f"{prefix}.weight": quantized, f"{prefix}.weights_scaling_factor": scale}
+        save_file(tensors, directory / f"rank{rank}.safetensors")
+    return TensorReader(directory / "source")
+
+
+def check(directory: Path, source: TensorReader, layout: ParallelLayout) -> dict[str, float]:
+    return check_ranks(directory, source, CONFIG, layout, torch.device("cpu"), lambda *_: None).errors
+
+
+@pytest.mark.parametrize("layout", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_each_rank_is_compared_with_its_part_of_the_source(tmp_path: Path, layout: tuple[int, int]) -> None:
+    cut = ParallelLayout(tensor=layout[0], pipeline=layout[1])
+    source = cut_model(tmp_path, cut)
+    errors = check(tmp_path, source, cut)
+    assert len(errors) == 6  # three layers of two blocks
+    assert max(errors.values()) < 0.01
+
+
+def test_ranks_that_are_missing_or_another_s_or_broken(tmp_path: Path) -> None:
+    cut = ParallelLayout(tensor=2)
+    source = cut_model(tmp_path, cut)
+    with pytest.raises(BuildFailed, match=r"did not write rank2\.safetensors"):
+        check(tmp_path, source, ParallelLayout(tensor=2, pipeline=2))
+    own = load_file(tmp_path / "rank1.safetensors")
+    save_file(load_file(tmp_path / "rank0.safetensors"), tmp_path / "rank1.safetensors")
+    with pytest.raises(BuildFailed, match=r"of rank1\.safetensors differs from its original"):
+        check(tmp_path, source, cut)
+    name = "transformer.layers.0.mlp.fc.weights_scaling_factor"
+    own[name][1] = float("nan")
+    save_file(own, tmp_path / "rank1.safetensors")
+    with pytest.raises(BuildFailed, match=r"mlp\.fc.* has 1 values that are no scales"):
+        check(tmp_path, source, cut)
 
 
 def test_models_whose_format_is_not_known() -> None:
