@@ -13,6 +13,7 @@ from builders.evaluate.load_point import Goal
 from serve.artifacts.certificates import LoadPoint
 
 _NO_GAIN = 1.02  # two percent more is no more
+_STEPS_WITHOUT_GAIN = 2  # after which it is believed
 _CLOSE = 1.5  # a gap that is not worth halving
 
 
@@ -62,5 +63,9 @@ def _following(points: Sequence[LoadPoint], ladder: Ladder, goal: Goal) -> int |
 
 
 def _has_levelled_off(points: Sequence[LoadPoint], met: Sequence[int]) -> bool:
+    """Whether the last two steps brought nothing: one may be a hiccup, as when kernels are compiled for a new size."""
     goodput = {point.concurrency: point.goodput_tokens_per_s for point in points}
-    return len(met) > 1 and goodput[met[-1]] <= _NO_GAIN * goodput[met[-2]]
+    if len(met) <= _STEPS_WITHOUT_GAIN:
+        return False
+    before = max(goodput[concurrency] for concurrency in met[:-_STEPS_WITHOUT_GAIN])
+    return max(goodput[concurrency] for concurrency in met[-_STEPS_WITHOUT_GAIN:]) <= _NO_GAIN * before

@@ -21,6 +21,7 @@ from serve.errors import Overloaded
 _WARM_UP = 2  # requests before anything is measured, one after the other
 _RAMP_SHARE = 0.5  # of the test's time, at most, until all streams run
 _GRACE_S = 10.0  # however short a test is, its requests may take so long
+_REQUESTS, _LONGER = 2.0, 3.0  # requests of a stream that a test should see, and how much longer it may take for them
 _ids = itertools.count()
 
 
@@ -32,7 +33,7 @@ class LoadPlan:
         shape: Of the requests.
         goal: What they have to meet.
         ladder: At which concurrencies.
-        point_s: How long each is measured.
+        point_s: How long each is measured; longer, within reason, where requests take longer.
         seed: Of the requests.
     """
 
@@ -41,6 +42,10 @@ class LoadPlan:
     ladder: Ladder
     point_s: float
     seed: int
+
+    def window_s(self, request_s: float) -> float:
+        """Return how long a load is measured of which a request takes so long: not only the beginning of some."""
+        return min(max(self.point_s, _REQUESTS * request_s), _LONGER * self.point_s)
 
     @property
     def grace_s(self) -> float:
@@ -94,10 +99,10 @@ async def _offer(
     engine: Engine, source: LoadSource, concurrency: int, plan: LoadPlan, request_s: float
 ) -> tuple[LoadPoint, float]:
     """Offer so many streams; returns the figures, and how long a request took."""
-    ramp_s = min(request_s, _RAMP_SHARE * plan.point_s) if concurrency > 1 else 0.0
-    now_s = time.monotonic()
-    begin_s = now_s + ramp_s
-    end_s = begin_s + plan.point_s
+    window_s = plan.window_s(request_s)
+    ramp_s = min(request_s, _RAMP_SHARE * window_s) if concurrency > 1 else 0.0
+    begin_s = time.monotonic() + ramp_s
+    end_s = begin_s + window_s
     traces: list[LoadTrace] = []
 
     async def stream(index: int) -> None:

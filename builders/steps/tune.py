@@ -8,7 +8,7 @@ CODE_VERSION = 1
 
 
 def run(context: StepContext) -> dict[str, Any]:
-    """Search, and write `runtime.json`, the whole search, and the performance certificate.
+    """Search, and write `runtime.json`, the whole search, and if it measured enough, the performance certificate.
 
     Returns:
         `chosen`: values of the knobs; `trials`: how many; `why`: the end of the search; `meets`,

@@ -76,8 +76,8 @@ def trial_limit_s(tune: TuneSettings, points: int, start_timeout_s: float | None
         points: Loads that it offers at most.
         start_timeout_s: Of the engine; None: it has none.
     """
-    # Each load has a ramp, its time, and a grace for requests that do not end; the warm-up is like one.
-    return (start_timeout_s or _START_S) + 60.0 + (points + 1) * (3.5 * tune.trial_s + 10.0)
+    # Each load has a ramp, its time or three times that, and a grace for what does not end; the warm-up is like one.
+    return (start_timeout_s or _START_S) + 60.0 + (points + 1) * (6.5 * tune.trial_s + 10.0)
 
 
 def write_ring(path: Path, texts: Sequence[Sequence[int]]) -> list[int]:

@@ -98,7 +98,12 @@ def test_climbing_halves_the_gap_where_the_goal_is_missed() -> None:
 
 def test_climbing_stops_where_more_streams_bring_no_more() -> None:
     flat = [min(float(n), 10.0) for n in range(301)]
-    assert climb(flat, Ladder(4, 256, 2, 10), limit=1000) == [4, 8, 16, 32]
+    assert climb(flat, Ladder(4, 256, 2, 10), limit=1000) == [4, 8, 16, 32, 64]
+
+
+def test_one_hiccup_does_not_end_the_climb() -> None:
+    rising = [0.0 if n == 2 else float(n) for n in range(301)]
+    assert climb(rising, Ladder(1, 8, 2, 10), limit=1000) == [1, 2, 4, 8]
 
 
 def test_a_first_load_that_is_too_much_is_lowered() -> None:
@@ -145,6 +150,13 @@ def test_best_point_has_met_the_goal_if_any_has() -> None:
 
 
 # The test itself
+
+
+@given(st.floats(0, 1e4), st.floats(0.01, 100))
+def test_slow_requests_are_measured_longer_within_reason(request_s: float, point_s: float) -> None:
+    window_s = LoadPlan(LoadShape(1, 1), GOAL, Ladder(1, 1), point_s, 0).window_s(request_s)
+    assert point_s <= window_s <= 3 * point_s
+    assert window_s >= min(2 * request_s, 3 * point_s)
 
 
 def plan(goal: Goal = GOAL, **ladder: int) -> LoadPlan:
