@@ -51,7 +51,20 @@ class Collector:
         if dry_run:
             return self._sweep(rules, None)
         with self._leases.lock(COLLECTION_LOCK, "garbage collection", _LEASE_S) as held:
+            self._wait_for_listings(held)
             return self._sweep(rules, held)
+
+    def _wait_for_listings(self, held: HeldLock) -> None:
+        """Wait until whoever did not see the lock can be seen.
+
+        A publisher that looked for the lock too early to see it wrote what it needs before; and what it wrote is seen
+        here as much later again.
+        """
+        left_s = 2 * self._objects.staleness_s
+        while left_s > 0:
+            self._clock.sleep(min(left_s, _LEASE_S / 4))
+            held.renew()
+            left_s -= _LEASE_S / 4
 
     def _sweep(self, rules: KeepRules, held: HeldLock | None) -> Collected:
         now_s = self._clock.now_s()
@@ -111,7 +124,7 @@ class Collector:
     def _is_building(self, now_s: float) -> bool:
         return any(
             name != COLLECTION_LOCK and not claim.is_free and now_s - claim.beat_s < _SILENCE_S
-            for name, claim in self._leases.all()
+            for name, claim in self._leases.held()
         )
 
     def _dangling(self, bundles: frozenset[str], now_s: float, grace_s: float) -> Iterable[str]:

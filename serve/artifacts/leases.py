@@ -18,7 +18,7 @@ it. What is published is therefore made exclusive by itself (`publication`).
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 LOCKS = "locks"
 _LONGEST_KEY = 150
+# Until a listing shows what somebody else wrote just now; network file systems take their time.
+_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Leases:
             held = self._claim(key, holder, lease_s, self.wait_until_free(key, wait) + 1)
             if held is not None:
                 return held
+            self._clock.sleep(_AGAIN_S)
 
     def wait_until_free(self, key: str, wait: Callable[[str], None] | None = None) -> int:
         """Wait until nobody alive holds a lock, without taking it; return its highest generation, 0: none."""
@@ -128,24 +131,27 @@ class Leases:
         """Return the highest generation of a lock; None: nobody ever took it."""
         return self._highest(_folder(key))
 
-    def all(self) -> "tuple[tuple[str, Claim], ...]":
-        """Return the highest generation of every lock, each with the name of its folder."""
-        names = sorted({info.key.split("/")[1] for info in self._objects.listing(LOCKS)})
-        claims = ((name, self._highest(f"{LOCKS}/{name}")) for name in names)
-        return tuple((name, claim) for name, claim in claims if claim is not None)
+    def held(self) -> tuple[tuple[str, Claim], ...]:
+        """Return the locks that were not given back, each with the name of its folder."""
+        by_name: dict[str, set[str]] = {}
+        for info in self._objects.listing(LOCKS):
+            _, name, file = info.key.split("/")
+            by_name.setdefault(name, set()).add(file)
+        # Those that were given back, most of them, are known by the listing alone.
+        names = [name for name, files in by_name.items() if f"{_highest_stem(files)}.released" not in files]
+        claims = ((name, self._highest(f"{LOCKS}/{name}")) for name in sorted(names))
+        return tuple((name, claim) for name, claim in claims if claim is not None and not claim.released)
 
     def _highest(self, folder: str) -> Claim | None:
         while True:
             names = {info.key.removeprefix(f"{folder}/") for info in self._objects.listing(folder)}
-            numbers = [int(name.removesuffix(".claim")) for name in names if name.endswith(".claim")]
-            if not numbers:
+            stem = _highest_stem(names)
+            if stem is None:
                 return None
-            number = max(numbers)
-            stem = f"{number:08d}"
             claim = self._objects.read(f"{folder}/{stem}.claim")
             if claim is not None:
                 beat = self._objects.read(f"{folder}/{stem}.beat") or b""
-                return _claim_of(number, read_json(claim) or {}, beat, released=f"{stem}.released" in names)
+                return _claim_of(int(stem), read_json(claim) or {}, beat, released=f"{stem}.released" in names)
             # It was the highest when it was listed; the owner of a higher one has removed it since.
 
     def _claim(self, key: str, holder: str, lease_s: float, number: int) -> "HeldLock | None":
@@ -263,6 +269,11 @@ class HeldLock:
         for info in self._objects.listing(self._folder):
             if int(info.key.rpartition("/")[2].partition(".")[0]) < self._number:
                 self._objects.delete(info.key)
+
+
+def _highest_stem(names: Collection[str]) -> str | None:
+    """Return the number of the highest generation, as files have it; None: there is none."""
+    return max((name.removesuffix(".claim") for name in names if name.endswith(".claim")), default=None)
 
 
 def _claim_of(number: int, claim: dict[str, Any], beat: bytes, *, released: bool) -> Claim:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from serve.artifacts.exclusive import create_by_settling
 from serve.artifacts.file_copy import copy_file, copy_range, flush_directory
 from serve.artifacts.file_state import FileState, check_unchanged
+from serve.artifacts.mounts import NETWORK_STALENESS_S, is_on_network
 from serve.artifacts.objects import ObjectInfo
 from serve.artifacts.retry import Retry
 
@@ -40,6 +41,11 @@ class LocalObjects:
     def url(self) -> str:
         """Where it is."""
         return str(self._directory)
+
+    @property
+    def staleness_s(self) -> float:
+        """For how long a listing may not show what another machine wrote or removed."""
+        return NETWORK_STALENESS_S if is_on_network(self._directory) else 0.0
 
     def read(self, key: str) -> bytes | None:
         """Return an object; None: there is none."""
@@ -100,10 +106,16 @@ class LocalObjects:
 
         def action() -> int | None:
             try:
-                status = os.stat(self._directory / key, follow_symlinks=False)
-                return status.st_size if stat.S_ISREG(status.st_mode) else None
+                # Opened, because what NFS says of a file that it does not open may be a minute old.
+                with self._open(key) as descriptor:
+                    status = os.fstat(descriptor)
+                    return status.st_size if stat.S_ISREG(status.st_mode) else None
             except (FileNotFoundError, NotADirectoryError):
                 return None
+            except OSError as exc:
+                if exc.errno == errno.ELOOP:  # a symbolic link is no object
+                    return None
+                raise
 
         return self._run("look for", key, action)
 
@@ -161,7 +173,7 @@ class LocalObjects:
     @contextlib.contextmanager
     def _open(self, key: str) -> Iterator[int]:
         # A symbolic link is never ours: it would let whoever may write into the store show us any file of this machine.
-        descriptor = os.open(self._directory / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(self._directory / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             yield descriptor
         finally:

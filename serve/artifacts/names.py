@@ -14,6 +14,8 @@ from serve.artifacts.series import Series
 from serve.errors import BundleCorrupt, ConfigError
 
 NAMES = "names"
+# Until a listing shows what somebody else wrote just now; network file systems take their time.
+_AGAIN_S = 0.05
 
 
 class Names:
@@ -71,6 +73,7 @@ class Names:
                 }
                 if series.create(version.number, record):
                     return version
+                self._clock.sleep(_AGAIN_S)
 
     def aliases(self, name: str) -> Mapping[str, AliasMove]:
         """Return where the aliases of a name point."""
@@ -102,6 +105,7 @@ class Names:
                 number = max(series.numbers(), default=0) + 1
                 if move := self._append(series, number, fingerprint, reason, rejected):
                     return move
+                self._clock.sleep(_AGAIN_S)
 
     def roll_back(self, name: str, alias: str, *, reason: str, rejected: str | None = None) -> AliasMove:
         """Point an alias to the newest bundle of its history that is neither where it points now, nor was rejected."""
@@ -117,6 +121,7 @@ class Names:
             # Not protected, which may have to wait for a running collection: each one keeps this bundle anyway.
             if move := self._append(series, len(history) + 1, target, reason, rejected):
                 return move
+            self._clock.sleep(_AGAIN_S)
 
     def _append(
         self, series: Series, number: int, fingerprint: str, reason: str, rejected: str | None

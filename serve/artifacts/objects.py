@@ -1,7 +1,8 @@
 """Objects: the port to what keeps bytes under keys, a local directory or an object store. All methods block.
 
 It asks for little, so that every storage can give it: whole objects appear at once or not at all, listings show what
-was written before them, and one operation is exclusive: `create`. There is no rename, and no lock.
+was written before them, or a known time before them, and one operation is exclusive: `create`. There is no rename, and
+no lock.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,10 @@ class Objects(Protocol):
     @property
     def url(self) -> str:
         """Where it is."""
+
+    @property
+    def staleness_s(self) -> float:
+        """For how long a listing may not show what another machine wrote or removed. An object itself is fresh."""
 
     def read(self, key: str) -> bytes | None:
         """Return an object; None: there is none."""

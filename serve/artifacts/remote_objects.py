@@ -68,6 +68,11 @@ class RemoteObjects:
         return self._url
 
     @property
+    def staleness_s(self) -> float:
+        """For how long a listing may not show what another machine wrote: object stores are consistent."""
+        return 0.0
+
+    @property
     def _files(self) -> AbstractFileSystem:
         # An asynchronous file system has a thread, which a forked process does not inherit.
         with self._lock:

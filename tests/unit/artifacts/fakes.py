@@ -52,6 +52,10 @@ class MemoryObjects:
     def url(self) -> str:
         return "fake://store"
 
+    @property
+    def staleness_s(self) -> float:
+        return 0.0
+
     def read(self, key: str) -> bytes | None:
         found = self.contents.get(key)
         return found[0] if found else None
@@ -105,6 +109,10 @@ class WatchedObjects:
     @property
     def url(self) -> str:
         return self.inner.url
+
+    @property
+    def staleness_s(self) -> float:
+        return self.inner.staleness_s
 
     def read(self, key: str) -> bytes | None:
         return self._do("read", key, lambda: self.inner.read(key))

@@ -13,6 +13,7 @@ from serve.artifacts.exclusive import create_by_settling
 from serve.artifacts.file_copy import copy_file
 from serve.artifacts.file_state import FileState
 from serve.artifacts.local_objects import LocalObjects
+from serve.artifacts.mounts import is_on_network
 from serve.artifacts.objects import Objects
 from serve.artifacts.remote_objects import MARKER, RemoteObjects
 from serve.artifacts.retry import Retry
@@ -127,6 +128,21 @@ def test_a_file_that_changes_while_it_is_stored_is_not(tmp_path: Path, bucket: B
     with pytest.raises(BundleCorrupt, match="changed while it was read"):
         objects.upload(source, "blobs/key", state)
     assert objects.size("blobs/key") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [("/home/me/store", False), ("/mnt/nfs/deep/store", True), ("/mnt/nfs-not", False), ("/mnt/nfs/disk/x", False)],
+)
+def test_directories_of_other_machines_are_known(tmp_path: Path, place: str, expected: bool) -> None:
+    (tmp_path / "mounts").write_text(
+        "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
+        "40 22 0:50 / /mnt/nfs rw,relatime shared:1 - nfs4 server:/export rw,vers=4.2\n"
+        "41 40 0:51 / /mnt/nfs/disk rw - xfs /dev/vdb rw\n"
+        "42 22 0:52 / /mnt/with\\040blank rw - ext4 /dev/vdc rw\n"
+    )
+    assert is_on_network(Path(place), tmp_path / "mounts") is expected
+    assert not is_on_network(Path(place), tmp_path / "nothing")
 
 
 def test_copies_are_whole_and_new(tmp_path: Path) -> None:

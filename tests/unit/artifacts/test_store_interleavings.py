@@ -11,7 +11,7 @@ import pytest
 
 from serve.artifacts.clock import Clock
 from serve.artifacts.leases import HeldLock, Leases
-from serve.artifacts.objects import Objects
+from serve.artifacts.objects import ObjectInfo, Objects
 from serve.artifacts.process_identity import this_process
 from serve.artifacts.store import Store
 from serve.errors import ConfigError
@@ -19,6 +19,7 @@ from tests.unit.artifacts.fakes import (
     DoingAt,
     FakeTime,
     MemoryObjects,
+    Step,
     WatchedObjects,
     bundle_contents,
     manifest_fields,
@@ -164,6 +165,34 @@ def test_a_collection_during_a_publication_removes_all_of_it_or_nothing(files: P
 
     assert meet_everywhere(publish, collecting, nearly_garbage(files), after) > 15
     assert len(kept) > 15
+
+
+def test_a_collection_waits_until_listings_show_what_is_needed(files: Path) -> None:
+    """A machine whose listings are a minute old sees what a publisher wrote before it could see the lock."""
+
+    class Late(MemoryObjects):
+        """Shows to one machine what is pending only after a while."""
+
+        @property
+        def staleness_s(self) -> float:
+            return 60.0
+
+        def listing(self, prefix: str) -> tuple[ObjectInfo, ...]:
+            found = super().listing(prefix)
+            late = prefix == "pending"
+            return tuple(info for info in found if not late or (info.modified_s or 0.0) <= self.time.now_s - 60.0)
+
+    time = FakeTime()
+    objects = Late(time)
+    store = Store(objects, clock=time.clock())
+    nearly_garbage(files)(store)
+
+    def collect(step: Step) -> None:
+        if step.operation == "create" and step.key.startswith("bundles/") and not step.done:
+            collecting(store)
+
+    publishing("one", files)(Store(WatchedObjects(objects, collect), clock=time.clock()))
+    assert brought_back(store, "one") == FILES
 
 
 def test_a_publication_during_a_collection_is_whole(files: Path) -> None:
