@@ -45,7 +45,8 @@ def serving(versions: BundleVersions, first: Manifest, tmp_path_factory: pytest.
                     "bundle": versions.reference,
                     "engine": {"kind": "transformers", "num_threads": 1},
                     "resources": {"num_cpus": 0.05},
-                    "limits": {"health_check_period_s": 1},
+                    # As on a cluster without room for another replica: the old one stops before the new one starts.
+                    "limits": {"health_check_period_s": 1, "surge_percent": 0},
                 }
             ],
             "gateway": {"num_cpus": 0.05},
@@ -137,8 +138,13 @@ def served(serving: Serving) -> str:
     return bundle
 
 
-def test_what_was_built_is_what_serves(serving: Serving, first: Manifest) -> None:
+def test_a_build_that_passes_its_gate_is_published_and_promoted(versions: BundleVersions, first: Manifest) -> None:
     assert first.quantization.recipe == "int8_weight_only"
+    assert first.certificates.greedy_agreement is not None
+    assert versions.promoted == first.fingerprint
+
+
+def test_what_was_built_is_what_serves(serving: Serving, first: Manifest) -> None:
     answers = Answers()
     ask(serving, answers)
     assert (answers.failures, answers.bundles) == ([], [first.fingerprint])
@@ -147,7 +153,7 @@ def test_what_was_built_is_what_serves(serving: Serving, first: Manifest) -> Non
     assert f"raytrt: m: bundle {NAME}@{ALIAS} {first.fingerprint[:12]}: transformers-checkpoint" in serving.log()
 
 
-def test_a_moved_alias_rolls_over_without_a_lost_request(
+def test_a_moved_alias_rolls_over_without_a_lost_request_though_the_only_replica_stops_first(
     serving: Serving, versions: BundleVersions, first: Manifest
 ) -> None:
     second = versions.derive(first, "second", other_settings)
@@ -173,6 +179,8 @@ def test_an_alias_that_stayed_changes_nothing(serving: Serving) -> None:
 def test_a_rollout_to_a_damaged_bundle_is_taken_back(
     serving: Serving, versions: BundleVersions, first: Manifest
 ) -> None:
+    del serving.document["applications"][0]["args"]["models"][0]["limits"]["surge_percent"]
+    serving.write_config()
     good = versions.promoted
     bad = versions.derive(first, "damaged", own_file)
     versions.damage(bad, GOLDEN)
