@@ -91,7 +91,10 @@ class ArtifactStore(Protocol):
         """
 
     def find_step(self, fingerprint: str) -> StepRecord | None:
-        """Return the record of a finished step; None: there is none that can be read, so that it has to be made."""
+        """Return the record of a finished step; None: there is none that can be read, so that it has to be made.
+
+        While the caller holds a lock, no collection removes it any more. Waits for one that is running.
+        """
 
     def publish_bundle(
         self, manifest: Mapping[str, Any], directory: Path, progress: ByteProgress = no_progress

@@ -121,6 +121,10 @@ class Store:
         if not is_fingerprint(fingerprint):
             return None
         key = f"{STEPS}/{fingerprint}.json"
+        if self._objects.size(key) is None:
+            return None
+        # A collection that began before the caller took its lock may be removing it.
+        self._roots.settle()
         data = self._objects.read(key)
         if data is None:
             return None

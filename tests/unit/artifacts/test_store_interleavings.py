@@ -24,6 +24,7 @@ from tests.unit.artifacts.fakes import (
     bundle_contents,
     manifest_fields,
     print_of,
+    step_fields,
     write_files,
 )
 
@@ -227,6 +228,24 @@ def test_an_alias_never_points_to_what_a_collection_removes(
     pair = (collecting, move) if collection_is_first else (move, collecting)
     assert meet_everywhere(*pair, prepare, after) > 8
     assert moved
+
+
+@pytest.mark.parametrize("collection_is_first", [True, False])
+def test_a_step_that_a_build_found_stays_until_it_is_done(files: Path, collection_is_first: bool) -> None:
+    def prepare(store: Store) -> None:
+        store.publish_step(step_fields("one"), files)
+
+    def build(store: Store) -> None:
+        with store.lock("build", "builder"):
+            record = store.find_step(print_of("one")) or store.publish_step(step_fields("one"), files)
+            for _ in range(3):  # while it works
+                assert bundle_contents(store.objects, record.files) == FILES
+
+    def after(_store: Store) -> None:
+        pass
+
+    pair = (collecting, build) if collection_is_first else (build, collecting)
+    assert meet_everywhere(*pair, prepare, after) > 12
 
 
 def test_of_two_movers_both_moves_are_kept(files: Path) -> None:
