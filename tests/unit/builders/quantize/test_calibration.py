@@ -13,14 +13,18 @@ samples = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size
 
 
 @given(samples=samples, batch_tokens=st.integers(1, 20))
-def test_batches_hold_each_sample_once_without_padding_and_within_the_memory(
+def test_batches_hold_every_token_once_without_padding_and_within_the_memory(
     samples: list[list[int]], batch_tokens: int
 ) -> None:
     batches = make_batches(samples, batch_tokens)
-    assert sorted(list(sample) for batch in batches for sample in batch) == sorted(samples)
+    rows = [row for batch in batches for row in batch]
+    assert [token for row in rows for token in row] == [token for sample in samples for token in sample]
+    longest = max(map(len, samples))
+    assert {len(row) for row in rows[:-1]} <= {longest}
+    assert 0 < len(rows[-1]) <= longest
     for batch in batches:
-        assert len({len(sample) for sample in batch}) == 1
-        assert len(batch) == 1 or len(batch) * len(batch[0]) <= batch_tokens
+        assert len({len(row) for row in batch}) == 1
+        assert len(batch) == 1 or len(batch) * longest <= batch_tokens
 
 
 @given(
