@@ -21,9 +21,10 @@ from serve.dashboard import DEFAULT_ADDRESS, Dashboard, DashboardError, app_sigh
 from serve.errors import BundleCorrupt, ConfigError, StoreUnavailable
 from serve.last_config import LastConfig
 from serve.pins import Pin, find_pins, pin_document
-from serve.ready import readiness
+from serve.ready import readiness, stand_ins
 
 POLL_S = 1.0
+STAND_IN_S = 2.5  # gateways ask their replicas every two seconds
 _DEFAULT_TIMEOUT_S = 3600.0
 
 
@@ -79,6 +80,7 @@ class Outcome:
         pins: The bundles.
         before: Fingerprints that were deployed before, by application and model.
         reason: Why it failed.
+        stand_ins: Models of which some replicas are not served as configured, and by what they are.
     """
 
     state: str
@@ -86,6 +88,7 @@ class Outcome:
     pins: Sequence[Pin] = ()
     before: Mapping[tuple[str, str], str] = field(default_factory=dict)
     reason: str = ""
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:
@@ -98,6 +101,7 @@ class Outcome:
             "state": self.state,
             "reason": self.reason,
             "seconds": round(self.seconds, 1),
+            "stand_ins": dict(self.stand_ins),
             "bundles": [
                 {
                     "application": pin.app,
@@ -164,12 +168,20 @@ class Deploy:
             return Outcome("submitted", self._monotonic_s() - began_s, pins, before)
         reason = self._wait(config, pins, RolloutLimits(timeout_s))
         if reason is None:
-            seconds = self._monotonic_s() - began_s
-            self._tell(f"{'unchanged' if unchanged else 'deployed'} after {seconds:.0f} s")
-            return Outcome("unchanged" if unchanged else "deployed", seconds, pins, before)
+            seconds, state = self._monotonic_s() - began_s, "unchanged" if unchanged else "deployed"
+            self._tell(f"{state} after {seconds:.0f} s")
+            return Outcome(state, seconds, pins, before, stand_ins=self._find_stand_ins(config))
         self._tell(f"failed: {reason}")
         state = self._go_back(config, last, timeout_s)
         return Outcome(state, self._monotonic_s() - began_s, pins, before, reason)
+
+    def _find_stand_ins(self, config: ConfigFile) -> Mapping[str, str]:
+        """Return what serves in the place of what was deployed, as far as a gateway can be asked from here."""
+        self._sleep(STAND_IN_S)
+        found = stand_ins(config.url)
+        for model, text in found.items():
+            self._tell(f"{model}: some replicas are served by {text}, and not as configured; see their log")
+        return found
 
     def _go_back(self, config: ConfigFile, last: LastConfig, timeout_s: float) -> str:
         if not last.is_good:

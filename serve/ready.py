@@ -16,14 +16,7 @@ def readiness(url: str) -> tuple[bool, str]:
     Returns:
         Whether every model is ready, and how ready each is, for people; empty if nothing answers.
     """
-    try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=_TIMEOUT_S) as response:
-            status, body = response.status, response.read()
-    except urllib.error.HTTPError as exc:
-        with exc:
-            status, body = exc.code, exc.read()
-    except OSError:
-        return False, ""
+    status, body = _get(f"{url}/ready")
     try:
         models = json.loads(body)["models"]
         return status == 200, "; ".join(
@@ -33,3 +26,28 @@ def readiness(url: str) -> tuple[bool, str]:
         )
     except (ValueError, KeyError, TypeError):
         return False, ""
+
+
+def stand_ins(url: str) -> dict[str, str]:
+    """Return the models that are not served as configured, and by what; nothing if no gateway answers.
+
+    Args:
+        url: Of the application.
+    """
+    try:
+        found = json.loads(_get(f"{url}/health")[1])["fallbacks"]
+        return {str(model): str(text) for model, text in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _get(url: str) -> tuple[int, bytes]:
+    """Return status and body; 0 and nothing if nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, exc.read()
+    except OSError:
+        return 0, b""

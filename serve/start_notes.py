@@ -85,11 +85,19 @@ class StartNotes:
         notes = self._read(f"{self._place}/failed/{fingerprint}/", _LATELY_S)
         return sum(not key.endswith(f"/{self._replica}") for key in notes)
 
+    def note_success(self, fingerprint: str) -> None:
+        """Note that a bundle works in this deployment, and forget earlier failures. Blocks for milliseconds."""
+        self._put(f"{self._place}/works/{fingerprint}", {})
+        self._forget_failures(fingerprint)
+
+    def has_worked(self, fingerprint: str) -> bool:
+        """Return whether a replica of this deployment ever started with a bundle. Blocks for milliseconds."""
+        return bool(self._read(f"{self._place}/works/{fingerprint}", float("inf")))
+
     def note_rejection(self, fingerprint: str) -> None:
         """Note that a bundle is not to be tried again, and forget its failures. Blocks for milliseconds."""
         self._put(f"{self._place}/rejected/{fingerprint}", {})
-        for key in self._read(f"{self._place}/failed/{fingerprint}/", _LATELY_S):
-            self._delete(key)
+        self._forget_failures(fingerprint)
 
     def rejections(self) -> Mapping[str, float]:
         """Return the bundles of this deployment that were rejected within the last hour, and when.
@@ -98,6 +106,10 @@ class StartNotes:
         """
         notes = self._read(f"{self._place}/rejected/", _LATELY_S)
         return {key.rpartition("/")[2]: float(note["at_s"]) for key, note in notes.items()}
+
+    def _forget_failures(self, fingerprint: str) -> None:
+        for key in self._read(f"{self._place}/failed/{fingerprint}/", _LATELY_S):
+            self._delete(key)
 
     def _put(self, key: str, note: dict[str, Any]) -> None:
         try:

@@ -94,6 +94,14 @@ class ReplicaBundles:
         """Let other replicas know that a start of a bundle has failed here."""
         await asyncio.to_thread(self._notes.note_failure, bundle.fingerprint)
 
+    async def note_success(self, bundle: BundleSource) -> None:
+        """Let other replicas know that a bundle works here."""
+        await asyncio.to_thread(self._notes.note_success, bundle.fingerprint)
+
+    async def has_worked(self, bundle: BundleSource) -> bool:
+        """Return whether some replica of this deployment has started with a bundle."""
+        return await asyncio.to_thread(self._notes.has_worked, bundle.fingerprint)
+
     async def reject(self, bundle: BundleSource, reason: str) -> None:
         """Move the bundle's alias back, so that no other replica tries it."""
         await asyncio.to_thread(self._notes.note_rejection, bundle.fingerprint)

@@ -44,6 +44,12 @@ class BundleAccess(Protocol):
     async def note_failure(self, bundle: BundleSource) -> None:
         """Let other replicas know that a start of a bundle has failed here."""
 
+    async def note_success(self, bundle: BundleSource) -> None:
+        """Let other replicas know that a bundle works here."""
+
+    async def has_worked(self, bundle: BundleSource) -> bool:
+        """Return whether some replica of this deployment has started with a bundle."""
+
     async def reject(self, bundle: BundleSource, reason: str) -> None:
         """Move the bundle's alias back, so that no other replica tries it."""
 
@@ -159,6 +165,7 @@ class EngineStart:
             except BaseException:
                 await group.stop()
                 raise
+            await self._bundles.note_success(launch.certified)
         return group
 
     async def _start_group(self, launch: EngineLaunch) -> WorkerGroup:
@@ -202,9 +209,18 @@ class EngineStart:
         # Serve tells this to its controller's log only; say it where the operator looks.
         logger.error("%s does not start%s: %s", self._model_id, which, exc)
         then = after_failure(FailedStart(link, fault, failures, self._stained), len(launches), most)
-        if then.reject and self._bundles is not None and bundle is not None and bundle.alias is not None:
-            await self._bundles.reject(bundle, f"{self._model_id} did not start from it: {exc}")
+        if then.reject and bundle is not None:
+            await self._reject(bundle, exc)
         return then.link
+
+    async def _reject(self, bundle: BundleSource, exc: Exception) -> None:
+        if self._bundles is None or bundle.alias is None:
+            return
+        if await self._bundles.has_worked(bundle):
+            # One node with another driver, or a GPU that computes wrongly, is no reason to take it from all others.
+            logger.error("%s: bundle %s is not rejected, as it works in other replicas.", self._model_id, bundle)
+            return
+        await self._bundles.reject(bundle, f"{self._model_id} did not start from it: {exc}")
 
 
 def _fingerprint(launch: EngineLaunch) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from serve.dashboard import Dashboard, DashboardError
 from serve.deploy import Deploy, Outcome
 from serve.errors import ConfigError
 from serve.pins import describe_bundle, find_pins, pin_document
+from tests.integration.counting_server import serve_counted
 from tests.unit.serving.bundles import ALIAS, NAME, Bundles
 from tests.unit.serving.fake_serve import FakeServe, failing, running, serving, state
 
@@ -85,6 +87,20 @@ def test_a_moved_alias_is_another_text_and_one_that_stayed_the_same(bundles: Bun
     assert (outcome.state, outcome.before) == ("deployed", {("llm", "m"): first.fingerprint})
     assert [fingerprint_of(put) for put in fake.puts] == [first.fingerprint] * 2 + [second.fingerprint]
     assert fake.puts[0] == fake.puts[1]
+
+
+def test_replicas_that_serve_something_else_are_told(bundles: Bundles, fake: FakeServe, tmp_path: Path) -> None:
+    bundles.publish("v1")
+    fake.reactions = [running]
+    gateway = tmp_path / "gateway"
+    gateway.mkdir()
+    (gateway / "health").write_text('{"status": "ok", "fallbacks": {"m": "transformers 5 with bundle tiny"}}')
+    deployer = Deployer(fake)
+    with serve_counted(gateway) as server:
+        config = replace(config_file(bundles), url=server.url)
+        outcome = deployer.run(config)
+    assert outcome.to_json()["stand_ins"] == {"m": "transformers 5 with bundle tiny"}
+    assert "m: some replicas are served by transformers 5 with bundle tiny" in deployer.told[-1]
 
 
 def test_a_rollout_that_fails_is_taken_back(bundles: Bundles, fake: FakeServe) -> None:

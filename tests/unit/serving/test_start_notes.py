@@ -99,6 +99,18 @@ def test_a_rejection_is_known_to_all_replicas_and_ends_the_count() -> None:
     assert one.rejections() == {}
 
 
+def test_what_works_is_known_and_ends_the_count() -> None:
+    values, now = FakeValues(), Now()
+    one, other = notes(values, now, "r1"), notes(values, now, "r2")
+    one.note_failure(FINGERPRINT)
+    assert not other.has_worked(FINGERPRINT)
+    other.note_success(FINGERPRINT)
+    now.now_s += 1e6
+    assert one.has_worked(FINGERPRINT)
+    assert not one.has_worked("b" * 64)
+    assert other.failures_elsewhere(FINGERPRINT) == 0
+
+
 async def test_no_start_fails_of_its_notes(caplog: pytest.LogCaptureFixture) -> None:
     values, now = FakeValues(), Now()
     values.broken = True

@@ -43,6 +43,7 @@ class FakeBundles:
         self.history: list[tuple[str, str]] = []
         self.failures: Counter[str] = Counter()
         self.prepared: list[str] = []
+        self.worked: set[str] = set()
         self._directory = directory
         self._own: Counter[str] = Counter()
 
@@ -69,6 +70,15 @@ class FakeBundles:
     async def note_failure(self, bundle: BundleSource) -> None:
         """Count it."""
         self.failures[bundle.fingerprint] += 1
+
+    async def note_success(self, bundle: BundleSource) -> None:
+        """Keep it, and forget failures."""
+        self.worked.add(bundle.fingerprint)
+        self.failures.pop(bundle.fingerprint, None)
+
+    async def has_worked(self, bundle: BundleSource) -> bool:
+        """Return whether it was kept."""
+        return bundle.fingerprint in self.worked
 
     async def reject(self, bundle: BundleSource, reason: str) -> None:
         """Keep it."""

@@ -160,6 +160,24 @@ async def test_a_store_that_does_not_answer_is_no_fault_of_the_bundle(replicas: 
     assert not replicas.bundles.history
 
 
+async def test_a_bundle_that_works_elsewhere_is_not_rejected_because_of_one_node(replicas: Replicas) -> None:
+    of = chain(launch("", NEW), launch("", OLD))
+    assert not (await replicas.start(of)).stands_in
+    replicas.bundles.refused[NEW.fingerprint] = BundleMismatch("H100, L4")
+    assert (await replicas.start(of)).stands_in
+    assert not replicas.bundles.history
+
+
+async def test_a_start_that_worked_ends_the_count_of_failures(replicas: Replicas) -> None:
+    of = chain(launch("", NEW, own_process=False), launch("", OLD, own_process=False))
+    replicas.errors["b"] = EngineDead("no memory")
+    with pytest.raises(EngineDead):
+        await replicas.start(of)
+    replicas.errors.clear()
+    await replicas.start(of)
+    assert replicas.bundles.failures[NEW.fingerprint] == 0
+
+
 async def test_a_bundle_that_was_asked_for_exactly_is_not_rolled_back(replicas: Replicas) -> None:
     pinned = source_of("d", alias=None)
     replicas.bundles.refused[pinned.fingerprint] = BundleMismatch("H100, L4")
