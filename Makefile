@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 GPU_PYTHON ?= python3
 
-.PHONY: help serve test lint unit install install-dev clean docs train test-gpu engine-env bench-gateway bench-routing bench-event-plane bench-routing-replay bench-routing-live bench-simulator bench-latency bench-text bench-transformers bench-workers bench-remote bench-tensor-parallel
+.PHONY: help serve test lint unit install install-dev clean docs train test-gpu engine-env bench-gateway bench-routing bench-event-plane bench-routing-replay bench-routing-live bench-simulator bench-plan bench-bundles bench-builds bench-latency bench-text bench-transformers bench-workers bench-remote bench-tensor-parallel
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -72,6 +72,15 @@ bench-routing-live: install-dev  ## prefix-aware routing beside Ray Serve's own 
 
 bench-simulator: install-dev  ## the simulator beside a live run of the same requests
 	$(BIN)/python -m benchmarks.simulator_validation
+
+bench-plan: install-dev  ## the planner's arithmetic beside published sizes and speeds
+	$(BIN)/python -m benchmarks.plan_facts
+
+bench-bundles: install-dev  ## how fast bundles are hashed, published and fetched, beside a plain copy
+	$(BIN)/python -m benchmarks.bundle_transfer
+
+bench-builds: install-dev  ## a first build, a second one, and one that was killed
+	$(BIN)/python -m benchmarks.builds
 
 bench-gateway: install-dev  ## what gateway and data path cost; output in benchmarks/results
 	$(BIN)/python -m benchmarks.gateway
