@@ -30,8 +30,21 @@ from tests.unit.artifacts.fakes import (
 
 FILES = {"model/weights": b"weights", "runtime.json": b"{}"}
 OTHERS = {"model/weights": b"other weights", "runtime.json": b"{}"}
-Prepare = Callable[[Store], None]
-Action = Callable[[Store], None]
+
+
+class WorkedStore(Store):
+    """A store, and time that its user takes for something else."""
+
+    def __init__(self, objects: Objects, clock: Clock) -> None:
+        super().__init__(objects, clock=clock)
+        self._sleep = clock.sleep
+
+    def work(self) -> None:
+        """Do something else, while other processes go on."""
+        self._sleep(1.0)
+
+
+Action = Callable[[WorkedStore], None]
 
 
 class Meeting:
@@ -40,7 +53,7 @@ class Meeting:
     The other one runs until it has to wait; then the first one goes on, and the other one when that is done.
     """
 
-    def __init__(self, first: Action, other: Action, prepare: Prepare) -> None:
+    def __init__(self, first: Action, other: Action, prepare: Action) -> None:
         self.time = FakeTime()
         self.objects = MemoryObjects(self.time)
         self.store = self._store(self.objects, self.time.clock())
@@ -82,11 +95,11 @@ class Meeting:
         self._other_waits.set()
         self._first_is_done.wait()
 
-    def _store(self, objects: Objects, clock: Clock) -> Store:
-        return Store(objects, clock=clock)
+    def _store(self, objects: Objects, clock: Clock) -> WorkedStore:
+        return WorkedStore(objects, clock)
 
 
-def meet_everywhere(first: Action, other: Action, prepare: Prepare, after: Callable[[Store], None]) -> int:
+def meet_everywhere(first: Action, other: Action, prepare: Action, after: Callable[[Store], None]) -> int:
     """Let two processes meet at every step of the first one; return how many steps there are."""
     for step in count():
         meeting = Meeting(first, other, prepare)
@@ -107,7 +120,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files(tmp_path_factory.mktemp("others"), OTHERS)
 
 
-def publishing(label: str, directory: Path) -> Action:
+def publishing(label: str, directory: Path) -> Callable[[Store], None]:
     def publish(store: Store) -> None:
         fingerprint = store.publish_bundle(manifest_fields(label), directory).fingerprint
         store.add_version("m", fingerprint)
@@ -143,7 +156,7 @@ def test_two_publishers_of_one_fingerprint_never_mix(files: Path, others: Path) 
     assert meet_everywhere(first, other, lambda _: None, after) > 15
 
 
-def nearly_garbage(files: Path) -> Prepare:
+def nearly_garbage(files: Path) -> Callable[[Store], None]:
     """Leave contents in the store that nobody needs, and that the next publication needs again."""
 
     def prepare(store: Store) -> None:
@@ -232,20 +245,22 @@ def test_an_alias_never_points_to_what_a_collection_removes(
 
 @pytest.mark.parametrize("collection_is_first", [True, False])
 def test_a_step_that_a_build_found_stays_until_it_is_done(files: Path, collection_is_first: bool) -> None:
-    def prepare(store: Store) -> None:
+    def prepare(store: WorkedStore) -> None:
         store.publish_step(step_fields("one"), files)
+        store.work()
 
-    def build(store: Store) -> None:
+    def build(store: WorkedStore) -> None:
         with store.lock("build", "builder"):
             record = store.find_step(print_of("one")) or store.publish_step(step_fields("one"), files)
-            for _ in range(3):  # while it works
-                assert bundle_contents(store.objects, record.files) == FILES
+            store.work()
+            assert bundle_contents(store.objects, record.files) == FILES
+            store.objects.read("the end")  # a step at which it still has the lock
 
     def after(_store: Store) -> None:
         pass
 
-    pair = (collecting, build) if collection_is_first else (build, collecting)
-    assert meet_everywhere(*pair, prepare, after) > 12
+    first, other = (collecting, build) if collection_is_first else (build, collecting)
+    assert meet_everywhere(first, other, prepare, after) > 12
 
 
 def test_of_two_movers_both_moves_are_kept(files: Path) -> None:
