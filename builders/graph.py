@@ -1,7 +1,7 @@
 """The steps of a build: which there are, what each depends on, and which are still to be done. PURE.
 
 A step's fingerprint covers what its output depends on, and no more: its code's version, the parts of the specification
-that `SPEC_PARTS` names, the fingerprints of the steps it needs, user files by content, library versions and hardware.
+that `spec_parts` names, the fingerprints of the steps it needs, user files by content, library versions and hardware.
 That a step reads no other part is enforced: it is given a specification where these have their defaults
 (`visible_spec`). The fingerprint of the last step is the bundle's.
 """
@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from builders.context import StepName
+from builders.quantize.recipes import export_format
 from builders.resources import StepResources, step_resources, uses_trtllm
 from builders.spec import BuildSpec
 from serve.artifacts.fingerprint import fingerprint
@@ -19,7 +20,7 @@ from serve.artifacts.manifest import BundleKind
 from serve.artifacts.node_facts import NodeFacts
 
 # Parts of the specification that shape a step's output, by dotted name.
-SPEC_PARTS: Mapping[StepName, tuple[str, ...]] = {
+_SPEC_PARTS: Mapping[StepName, tuple[str, ...]] = {
     StepName.FETCH: (),
     StepName.REFERENCE: (
         "kind",
@@ -31,8 +32,8 @@ SPEC_PARTS: Mapping[StepName, tuple[str, ...]] = {
         "verify.reference_engine",
         "verify.reference_device",
     ),
-    StepName.QUANTIZE: ("kind", "quantize"),
-    StepName.COMPILE: ("kind", "parallel", "engine", "compile", "tune", "quantize"),
+    StepName.QUANTIZE: ("kind", "quantize", "engine.trust_remote_code"),
+    StepName.COMPILE: ("kind", "parallel", "engine", "compile", "tune"),
     StepName.TUNE: ("kind", "parallel", "engine", "tune"),
     StepName.VERIFY: ("kind", "parallel", "engine", "verify", "tune"),
     StepName.PUBLISH: ("kind", "parallel"),
@@ -184,6 +185,14 @@ def step_needs(spec: BuildSpec) -> Mapping[StepName, tuple[StepName, ...]]:
     return steps
 
 
+def spec_parts(spec: BuildSpec, step: StepName) -> tuple[str, ...]:
+    """Return the parts of the specification that shape a step's output, by dotted name."""
+    parts = _SPEC_PARTS[step]
+    if step is StepName.QUANTIZE and export_format(spec.quantize, spec.kind) == "tensorrt-llm":
+        return (*parts, "parallel")  # that format has a file a rank; others are cut when they are loaded
+    return parts
+
+
 def visible_spec(spec: BuildSpec, step: StepName) -> BuildSpec:
     """Return the specification as a step sees it: what its fingerprint does not cover has its default."""
     if step in (StepName.FETCH, StepName.PUBLISH):
@@ -191,8 +200,9 @@ def visible_spec(spec: BuildSpec, step: StepName) -> BuildSpec:
         return spec
     shown: dict[str, Any] = {}
     full = spec.model_dump(mode="json")
-    for part in (*_LABELS, *SPEC_PARTS[step]):
-        _put(shown, part, _get(full, part))
+    for part in (*_LABELS, *spec_parts(spec, step)):
+        if (value := _get(full, part)) is not None:
+            _put(shown, part, value)
     return BuildSpec.model_validate(shown)
 
 
@@ -212,7 +222,7 @@ def _covered(spec: BuildSpec, facts: BuildFacts, step: StepName, environment: Ma
     covered: dict[str, Any] = {
         "step": step.value,
         "code": facts.code[step],
-        "spec": {part: _with_digests(_get(full, part), facts.user_files) for part in SPEC_PARTS[step]},
+        "spec": {part: _with_digests(_get(full, part), facts.user_files) for part in spec_parts(spec, step)},
     }
     if step is StepName.FETCH:
         covered["source"] = facts.source.digest
@@ -253,7 +263,7 @@ def _hardware(spec: BuildSpec, node: NodeFacts) -> dict[str, Any]:
 def _get(document: Mapping[str, Any], part: str) -> Any:
     value: Any = document
     for key in part.split("."):
-        value = value[key]
+        value = value.get(key) if isinstance(value, Mapping) else None  # the engine's section has what was written
     return value
 
 
@@ -261,7 +271,7 @@ def _with_digests(value: Any, user_files: Mapping[str, str]) -> Any:
     """Replace the names of the user's files by their digests: what they are called shapes nothing."""
     match value:
         case {"file": str(name), **rest}:
-            return {**_with_digests(rest, user_files), "file": user_files[name]}
+            return {**_with_digests(rest, user_files), "file": user_files.get(name, name)}
         case dict():
             return {key: _with_digests(item, user_files) for key, item in value.items()}
         case list():

@@ -1,6 +1,7 @@
 """What a build file refers to: its source and its user's files, by content; and with that, what the build is."""
 
 import ast
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from serve.artifacts.port import ByteProgress, no_progress
 from serve.errors import ConfigError
 
 _LARGEST_FILE_BYTES = 256 * 2**20
+_STORE_VARIABLE = "RAYTRT_STORE"  # as `raytrt bundles` has it
 _CODE_VERSION = "CODE_VERSION"
 
 
@@ -70,15 +72,16 @@ def read_inputs(path: Path, store: str | None = None, progress: ByteProgress = n
 
     Args:
         path: The build file; what it refers to is relative to its directory.
-        store: Instead of the specification's.
+        store: Instead of the specification's, and before RAYTRT_STORE.
         progress: Told bytes of the source that were hashed.
 
     Raises:
         ConfigError: Something is wrong or missing; names file, key and remedy.
     """
     spec, base = read_spec(path), path.absolute().parent
-    if store is not None:
-        spec = spec.model_copy(update={"store": store})
+    chosen = store or (None if "store" in spec.model_fields_set else os.environ.get(_STORE_VARIABLE))
+    if chosen:
+        spec = spec.model_copy(update={"store": chosen})
     return inputs_of(spec, base, progress)
 
 

@@ -16,6 +16,7 @@ from builders.source.local import read_local
 from builders.source.reading import local_directory
 from builders.spec import BuildSpec, parse_spec
 from builders.step_order import StagedStep, StepOrder
+from serve.artifacts.cache_place import PLACE_VARIABLE, cache_root
 from serve.artifacts.digests import DigestCache
 from serve.artifacts.node_cache import NodeCache
 from serve.artifacts.port import ArtifactStore
@@ -38,8 +39,9 @@ def stage(order: StepOrder, store: ArtifactStore) -> StagedStep:
     """
     spec = parse_spec(dict(order.spec))
     work = work_directory()
-    _sweep(work, order.fingerprint[:16])
-    root = work / f"{order.fingerprint[:16]}-{order.attempt}"
+    stem = order.fingerprint[:16]
+    root = work / f"{stem}-{order.attempt}"
+    _sweep(work, stem, root)
     output, scratch = root / "output", root / "scratch"
     output.mkdir(parents=True)
     scratch.mkdir()
@@ -65,12 +67,29 @@ def stage(order: StepOrder, store: ArtifactStore) -> StagedStep:
     )
 
 
-def _sweep(work: Path, stem: str) -> None:
+def _sweep(work: Path, stem: str, root: Path) -> None:
     """Remove what tries left whose process was killed: of this step now, of others once nobody will come back."""
     for path in work.glob("*-*"):
         with contextlib.suppress(OSError):
-            if path.name.startswith(stem) or time.time() - path.stat().st_mtime > _ABANDONED_S:
+            is_old = time.time() - path.stat().st_mtime > _ABANDONED_S
+            if path != root and (path.name.startswith(stem) or is_old):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def stage_beside(order: StepOrder, staged: StagedStep, store: ArtifactStore) -> StagedStep:
+    """Lay out on a further node of a step, at the path of the first; nothing, if the nodes share that directory.
+
+    Raises:
+        BuildFailed: The cache of bundles is elsewhere on this node.
+    """
+    if work_directory() != staged.root.parent:
+        raise BuildFailed(
+            order.step.value,
+            f"the cache of bundles is at {cache_root()} on {platform.node()}, but {staged.root.parent.parent} on "
+            f"{staged.host}; the nodes of one engine need it at one path: set {PLACE_VARIABLE} alike",
+            mistake=True,
+        )
+    return staged if staged.root.exists() else stage(order, store)
 
 
 def clear(staged: StagedStep) -> None:

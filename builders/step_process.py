@@ -3,9 +3,11 @@
 It may run in the engine's environment, so that nothing here needs a store, a hub or a toolchain.
 """
 
+import faulthandler
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -27,6 +29,12 @@ from serve.errors import ConfigError
 from serve.workers.processes import GROUP_VARIABLE, GroupMark, kill_group, start_reaper
 
 _KILL_LIMIT_S = 10.0
+# How long a step that is over its time may take to stop what it has started.
+STOP_LIMIT_S = 30.0
+
+
+class OverTime(BaseException):
+    """The step took too long. Passes through what takes any `Exception` for a failed attempt."""
 
 
 def run_step(order: StepOrder, staged: StagedStep, board: Any) -> StepOutcome:
@@ -41,9 +49,11 @@ def run_step(order: StepOrder, staged: StagedStep, board: Any) -> StepOutcome:
     started_s = time.monotonic()
     reporter = Reporter(board, order.step.value)
     try:
-        with _no_orphans(order):
+        with no_orphans(order), time_limit(float(order.spec["target"]["time_limit_s"])):
             result = _run(order, staged, reporter)
         return StepOutcome("done", result, seconds=time.monotonic() - started_s)
+    except OverTime as exc:
+        return _ended("failed", str(exc), staged, started_s)
     except ConfigError as exc:
         return _ended("mistake", str(exc), staged, started_s)
     except BuildFailed as exc:
@@ -100,7 +110,7 @@ def _check_environment(order: StepOrder, spec: BuildSpec, node: NodeFacts) -> No
 
 
 @contextmanager
-def _no_orphans(order: StepOrder) -> Iterator[None]:
+def no_orphans(order: StepOrder) -> Iterator[None]:
     """See to it that no process that the step starts outlives it, however this one ends."""
     mark = GroupMark.of_this_process(f"step-{order.step.value}-{order.fingerprint[:12]}")
     os.environ[GROUP_VARIABLE] = mark.to_text()
@@ -111,6 +121,25 @@ def _no_orphans(order: StepOrder) -> Iterator[None]:
         kill_group(mark.group, _KILL_LIMIT_S)
         if reaper is not None:
             reaper.dismiss()
+
+
+@contextmanager
+def time_limit(limit_s: float) -> Iterator[None]:
+    """Interrupt the block after its time; what then does not come to an end, in whatever library, is killed."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise OverTime(f"it took longer than target.time_limit_s: {limit_s:g}, and was ended; raise that")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    # Writes into the log where each thread was; needs neither the interpreter's lock nor its main thread.
+    faulthandler.dump_traceback_later(limit_s + STOP_LIMIT_S, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _ended(end: Any, message: str, staged: StagedStep, started_s: float) -> StepOutcome:

@@ -6,14 +6,14 @@ Every wait can be cancelled, and a cancelled step leaves no process and no reser
 import asyncio
 import contextlib
 import platform
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import (
-    GetTimeoutError,
     OutOfMemoryError,
     RayError,
     RayTaskError,
@@ -28,9 +28,8 @@ from builders.resources import without_labels
 from builders.settings.target import TargetSettings
 from builders.staging import clear
 from builders.step_order import StagedStep, StepOrder, StepOutcome
-from builders.step_process import run_step
-from builders.tasks import clear_step, stage_step, store_step
-from serve.artifacts.cache_place import PLACE_VARIABLE
+from builders.step_process import STOP_LIMIT_S, run_step
+from builders.tasks import clear_step, stage_step, stage_step_beside, store_step
 from serve.core.placement import actor_options
 from serve.core.resources import add_all, describe
 from serve.errors import ConfigError, RayTRTError, StoreUnavailable
@@ -39,6 +38,7 @@ from serve.workers.engine_env import EngineEnv
 _LOOK_S = 2.0  # a reservation that takes longer is told of
 _PAUSE_S = 1.0  # before another try, times the tries so far
 _CLEAR_LIMIT_S = 30.0
+_START_LIMIT_S = 600.0  # an environment may have to be made
 
 # Storage that was away may be back.
 _PASSING = (StoreUnavailable,)
@@ -100,49 +100,43 @@ class StepRunner:
         reserved = placement_group([dict(bundle) for bundle in self._bundles()], self._node.resources.strategy)
         try:
             await self._until_reserved(reserved)
-            place = PlacementGroupSchedulingStrategy(reserved, 0)
             self._tell("fetching what it needs")
             order = replace(order, attempt=uuid.uuid4().hex[:8])
-            staged = await self._stage(order, reserved)
-            return await self._work(order, staged, place)
+            places = self._places(reserved)
+            staged = await self._stage(order, places)
+            return await self._work(order, staged, places)
         finally:
             remove_placement_group(reserved)  # kills what runs in it
 
-    async def _stage(self, order: StepOrder, reserved: PlacementGroup) -> StagedStep:
-        """Lay out on every node of the step: ranks there look for the model at the path of the first."""
-        spread = self._node.resources.strategy == "STRICT_SPREAD"
-        places = [PlacementGroupSchedulingStrategy(reserved, index) for index in range(reserved.bundle_count)]
-        calls = [stage_step.options(scheduling_strategy=place) for place in (places if spread else places[:1])]
-        first, *others = await asyncio.gather(*(self._ask(call.remote(order)) for call in calls))
-        staged: StagedStep = first
-        for other in others:
-            if other.root != staged.root:
-                raise BuildFailed(
-                    order.step.value,
-                    f"the cache of bundles is at {other.root.parent.parent} on {other.host}, and at "
-                    f"{staged.root.parent.parent} on {staged.host}; the nodes of one engine need it at one path: set "
-                    f"{PLACE_VARIABLE} alike",
-                    mistake=True,
-                )
+    def _places(self, reserved: PlacementGroup) -> list[PlacementGroupSchedulingStrategy]:
+        """Return a place on each node of the step; its process runs in the first."""
+        nodes = reserved.bundle_count if self._node.resources.strategy == "STRICT_SPREAD" else 1
+        return [PlacementGroupSchedulingStrategy(reserved, index) for index in range(nodes)]
+
+    async def _stage(self, order: StepOrder, places: Sequence[Any]) -> StagedStep:
+        """Lay out on every node: ranks there look for the model at the path of the first."""
+        staged: StagedStep = await self._ask(stage_step.options(scheduling_strategy=places[0]).remote(order))
+        others = (stage_step_beside.options(scheduling_strategy=place) for place in places[1:])
+        await asyncio.gather(*(self._ask(task.remote(order, staged)) for task in others))
         return staged
 
-    async def _work(self, order: StepOrder, staged: StagedStep, place: Any) -> Mapping[str, Any]:
+    async def _work(self, order: StepOrder, staged: StagedStep, places: Sequence[Any]) -> Mapping[str, Any]:
         try:
-            outcome = await self._compute(order, staged, place)
+            outcome = await self._compute(order, staged, places[0])
             self._tell("storing")
-            stored: Mapping[str, Any] = await self._ask(
-                store_step.options(scheduling_strategy=place).remote(order, staged, outcome)
-            )
+            store = store_step.options(scheduling_strategy=places[0])
+            stored: Mapping[str, Any] = await self._ask(store.remote(order, staged, outcome))
         except Accident as exc:
-            tail = await self._clear(staged, place)
+            tail = await self._clear(staged, places)
             raise Accident(exc.message, exc.tail or tail, _where(staged)) from exc
         except BuildFailed as exc:
-            tail = await self._clear(staged, place)
+            tail = await self._clear(staged, places)
             raise BuildFailed(exc.step, exc.message, exc.tail or tail, _where(staged), exc.mistake) from exc
         except asyncio.CancelledError:
             if staged.host == platform.node():  # elsewhere the next try of this step does it
                 clear(staged)
             raise
+        await self._clear(staged, places[1:])
         return stored
 
     def _bundles(self) -> list[Mapping[str, float]]:
@@ -165,13 +159,17 @@ class StepRunner:
             name=f"raytrt build {order.build} {order.step.value}",
         ).remote(order, staged, self._board)
         self._tell("running")
-        limit_s = self._target.time_limit_s
+        # The process ends itself in time; the limit here is for one that does not begin, or cannot say that it ended.
+        limit_s = self._target.time_limit_s + STOP_LIMIT_S
+        began_s = time.monotonic()
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s + _START_LIMIT_S):
                 outcome: StepOutcome = await self._ask(call, env)
-        except TimeoutError:
-            message = f"it took longer than target.time_limit_s: {limit_s:g}, and was ended; raise that"
-            raise BuildFailed(order.step.value, message) from None
+        except (TimeoutError, Accident) as exc:
+            if isinstance(exc, Accident) and time.monotonic() - began_s < limit_s:
+                raise
+            message = f"it did not end within target.time_limit_s: {self._target.time_limit_s:g}, and was killed"
+            raise BuildFailed(order.step.value, message) from exc
         finally:
             ray.cancel(call, force=True)  # of a process that has ended nothing is left to cancel
         match outcome.end:
@@ -206,13 +204,14 @@ class StepRunner:
             return BuildFailed(step, str(cause), mistake=isinstance(cause, ConfigError))
         return Accident(f"{type(cause).__name__}: {cause}")
 
-    async def _clear(self, staged: StagedStep, place: Any) -> tuple[str, ...]:
-        """Remove what was laid out; returns the end of the step's log, if its node still answers."""
-        with contextlib.suppress(RayError, TimeoutError, GetTimeoutError):
+    async def _clear(self, staged: StagedStep, places: Sequence[Any]) -> tuple[str, ...]:
+        """Remove what was laid out; returns the end of the step's log, if the first of the nodes still answers."""
+        tails: list[tuple[str, ...]] = []
+        with contextlib.suppress(RayError, TimeoutError):
             async with asyncio.timeout(_CLEAR_LIMIT_S):
-                tail: tuple[str, ...] = await clear_step.options(scheduling_strategy=place).remote(staged)
-                return tail
-        return ()
+                for place in places:
+                    tails.append(await clear_step.options(scheduling_strategy=place).remote(staged))  # noqa: PERF401
+        return tails[0] if tails else ()
 
 
 def _where(staged: StagedStep) -> str:

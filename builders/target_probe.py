@@ -22,6 +22,11 @@ def probe_target(env: EngineEnv | None) -> tuple[NodeFacts, NodeFacts]:
     ours = probe_node(all_gpus=True)
     if env is None:
         return ours, ours
+    if env.image_uri is not None:
+        raise ConfigError(
+            f"target.engine_env.{env.place}: Ray mounts none of a node's directories into such a container, so "
+            "that its steps would see neither model nor output; run Ray itself in that container, or give py_executable"
+        )
     asyncio.run(check_engine_env(env))
     command = [*env.probe_command(), "-m", "serve.artifacts.node_probe"]
     environ = {**os.environ, **env.env_vars}

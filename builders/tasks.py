@@ -15,7 +15,7 @@ import ray
 from builders.context import StepName
 from builders.home import digest_database
 from builders.records import output_fingerprint
-from builders.staging import clear, stage
+from builders.staging import clear, stage, stage_beside
 from builders.step_log import read_tail
 from builders.step_order import StagedStep, StepOrder, StepOutcome
 from builders.target_probe import probe_target
@@ -29,6 +29,12 @@ from serve.workers.engine_env import EngineEnv
 def stage_step(order: StepOrder) -> StagedStep:
     """Bring what a step needs to this node; see `stage`."""
     return stage(order, open_store(order.store))
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def stage_step_beside(order: StepOrder, staged: StagedStep) -> StagedStep:
+    """Bring what a step needs to another node of it; see `stage_beside`."""
+    return stage_beside(order, staged, open_store(order.store))
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import time
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from builders.build import BuildOptions, Built, build, outline
 from builders.context import StepName
@@ -29,17 +31,18 @@ from serve.artifacts.node_cache import NodeCache
 from serve.artifacts.store import Store, open_store
 from serve.errors import ConfigError
 from tests.integration.build_program import INTERRUPTED, PACKAGE, BuildProgram
-from tests.integration.stand_in_steps.behaviour import VARIABLE
+from tests.integration.stand_in_steps.behaviour import ENVIRONMENT_VARIABLE, VARIABLE
 
 REPOSITORY = Path(__file__).parents[2]
 WAIT_S = 60.0
 SMALL = {"num_cpus": 0.1}
+NO_DASHBOARD = {"include_dashboard": False}
 STEPS = [step.value for step in StepName]
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One Ray node for all tests, whose processes keep their files in a directory of the tests."""
+    """A Ray cluster for all tests: a head, and nodes that pretend to have GPUs; all keep their files in one place."""
     place = tmp_path_factory.mktemp("machine")
     variables = {
         "RAYTRT_HOME": str(place / "home"),
@@ -51,15 +54,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        ray.init(
-            "local",
-            num_cpus=3,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "num_gpus": 0, **NO_DASHBOARD})
+        for _ in range(2):
+            cluster.add_node(num_cpus=2, num_gpus=2, resources={"accelerator_type:H100": 1})
+        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield place
         ray.shutdown()
+        cluster.shutdown()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # Ray does not wait for the processes it ended
         gc.collect()
@@ -264,6 +265,24 @@ def test_the_bundle_tells_how_it_was_made_and_is_found_again(steps: Steps, prepa
     assert steps.counts == {"verify": 1, "publish": 1}
 
 
+def test_an_engine_over_nodes_with_an_environment_of_its_own(
+    machine: Path, steps: Steps, prepared: Store, tmp_path: Path
+) -> None:
+    env = {"py_executable": sys.executable, "env_vars": {ENVIRONMENT_VARIABLE: "the engine's"}}
+    built = make(
+        prepared,
+        parallel={"tensor": 2, "pipeline": 2, "gpus_per_node": 2},
+        target={**SMALL, "accelerator": "H100", "engine_env": env},
+    )
+    assert built.manifest.requires.gpus == 4
+    verified = prepared.find_step(built.manifest.provenance.steps["verify"])
+    assert verified is not None
+    assert (verified.result["bundles"], verified.result["environment"]) == (2, "the engine's")
+    # Neither the source nor the quantized checkpoint depends on the layout.
+    assert steps.counts == {step: 1 for step in STEPS if step not in ("fetch", "quantize")}
+    assert not list((machine / "cache/work").iterdir())
+
+
 def test_a_refused_candidate_is_refused_until_it_is_verified_again(steps: Steps, prepared: Store) -> None:
     steps.refuse("accuracy drop 3.0 % > 1 %")
     for _ in range(2):
@@ -317,18 +336,16 @@ def test_accidents_are_tried_again_and_failures_are_final(
 
 def test_a_step_that_takes_too_long_is_ended(steps: Steps, prepared: Store) -> None:
     steps.hold("verify")
-    with pytest.raises(BuildFailed, match=r"longer than target\.time_limit_s: 4"):
-        make(prepared, verify=golden(7), target={**SMALL, "time_limit_s": 4})
+    with pytest.raises(BuildFailed, match=r"longer than target\.time_limit_s: 1,"):
+        make(prepared, verify=golden(7), target={**SMALL, "time_limit_s": 1})
     pid = steps.wait_for("verify")
     until(lambda: not psutil.pid_exists(pid), "the step's process is left")
 
 
 def test_a_cluster_without_room_says_what_it_has(steps: Steps, store: Store) -> None:
-    with pytest.raises(ConfigError, match=r"no node has 'H100'. The cluster has node \w{8}: 3 CPU, .*GPU type none"):
-        make(store, target={"accelerator": "H100"})
-    with pytest.raises(
-        ConfigError, match=r"step fetch: it takes 64 CPU of one node.*The cluster has node \w{8}: 3 CPU"
-    ):
+    with pytest.raises(ConfigError, match=r"no node has 'B200'. The cluster has node \w{8}: .*, GPU type H100"):
+        make(store, target={"accelerator": "B200"})
+    with pytest.raises(ConfigError, match=r"step reference: it takes 64 CPU of one node.*The cluster has node \w{8}"):
         make(store, target={"num_cpus": 64})
     assert not steps.begun
 

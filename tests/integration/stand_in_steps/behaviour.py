@@ -15,6 +15,7 @@ from builders.errors import BuildFailed
 from serve.errors import ConfigError
 
 VARIABLE = "RAYTRT_TEST_STEPS"
+ENVIRONMENT_VARIABLE = "RAYTRT_TEST_ENVIRONMENT"  # set in the engine's environment
 
 
 def begin(step: str, context: StepContext) -> None:

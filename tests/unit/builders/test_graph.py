@@ -85,6 +85,7 @@ CALIBRATION = {"quantize": {"recipe": "fp8", "calibration": {"file": "yours.json
         ({"compile": {"max_batch_size": 8}}, {C, T, V, P}),
         ({"parallel": {"tensor": 2}}, {R, C, T, V, P}),
         ({"engine": {"dtype": "float16"}}, {R, C, T, V, P}),
+        ({"engine": {"trust_remote_code": True}}, EVERY - {F}),  # what fetch takes is in the source's digest
         ({"name": "other", "store": "/elsewhere", "aliases": ["prod"], "fallback": "transformers"}, set()),
         ({"source": "/another/place"}, set()),  # its content is a fact
         ({"target": {"accelerator": "H100", "num_cpus": 4, "time_limit_s": 5, "max_retries": 0}}, set()),
@@ -92,6 +93,14 @@ CALIBRATION = {"quantize": {"recipe": "fp8", "calibration": {"file": "yours.json
 )
 def test_a_change_of_the_specification_repeats_what_it_shapes(changes: dict[str, Any], steps: set[StepName]) -> None:
     assert changed(spec(**changes)) == steps
+
+
+def test_a_format_with_a_file_a_rank_depends_on_the_layout() -> None:
+    one, two = (spec(quantize="int4_awq", parallel={"tensor": ranks}) for ranks in (1, 2))
+    assert fingerprints(one)[Q] != fingerprints(two)[Q]
+    assert visible_spec(two, Q).parallel.tensor == 2
+    unified = spec(parallel={"tensor": 2})
+    assert visible_spec(unified, Q).parallel.tensor == 1
 
 
 @pytest.mark.parametrize(

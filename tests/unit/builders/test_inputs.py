@@ -35,6 +35,17 @@ def test_files_are_relative_to_the_build_file(tmp_path: Path, monkeypatch: pytes
     assert inputs.user_files == {"mine.jsonl": b'{"text": "a"}\n'}
 
 
+def test_the_store_is_the_commands_the_files_or_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYTRT_STORE", "/environment")
+    assert read(tmp_path, store="/file").spec.store == "/file"
+    assert read(tmp_path).spec.store == "/environment"
+    assert read_inputs(tmp_path / "build.yaml", "/command").spec.store == "/command"
+    monkeypatch.delenv("RAYTRT_STORE")
+    assert read(tmp_path).spec.store == "~/.raytrt/store"
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
