@@ -23,6 +23,7 @@ from serve.errors import ConfigError, RequestError
 
 CONCURRENCY = 16
 _TOP = 20  # likeliest tokens at each position: what the KL divergence is estimated from
+_LOGITS_BYTES = 1 << 30  # of all prompts that are scored at once
 _PROBES = 16  # positions of a text, where its tokens cannot be scored
 
 
@@ -94,7 +95,7 @@ class _Recorder:
         sampling = SamplingParams(temperature=0.0, max_tokens=0, prompt_logprobs=top)
         refusal = await self._why_not_scored(Asked(texts[0].tokens, sampling))
         if refusal is None:
-            told = await self._ask([Asked(text.tokens, sampling) for text in texts], "scores")
+            told = await self._ask([Asked(text.tokens, sampling) for text in texts], "scores", scoring=True)
             return [_scores(text.tokens, answer) for text, answer in zip(texts, told, strict=True)]
         self._scores_prompts = False
         self.notes.append(
@@ -110,7 +111,8 @@ class _Recorder:
             requests = self._requests_of(question)
             asked += requests
             counts.append(len(requests))
-        told = iter(await self._ask(asked, "questions"))
+        scoring = any(question.choices for question in questions)
+        told = iter(await self._ask(asked, "questions", scoring=scoring))
         answers = tuple(
             self._answer(question, [next(told) for _ in range(count)])
             for question, count in zip(questions, counts, strict=True)
@@ -163,8 +165,12 @@ class _Recorder:
     def _greedy(self, max_tokens: int) -> SamplingParams:
         return SamplingParams(temperature=0.0, max_tokens=max_tokens, stop_token_ids=self._stops)
 
-    async def _ask(self, asked: Sequence[Asked], what: str) -> list[Told]:
-        results = await ask_all(self._engine, asked, self._recording.concurrency, self._tell(what))
+    async def _ask(self, asked: Sequence[Asked], what: str, *, scoring: bool = False) -> list[Told]:
+        concurrency = self._recording.concurrency
+        if scoring:
+            longest = max(len(request.prompt) for request in asked)
+            concurrency = scoring_concurrency(longest, self._engine.info.vocab_size, concurrency)
+        results = await ask_all(self._engine, asked, concurrency, self._tell(what))
         for result in results:
             if result.error is not None and not result.overflowed:
                 raise _does_not_fit(result.error)
@@ -176,6 +182,11 @@ class _Recorder:
             self._progress(self._done, self._total, what)
 
         return tell
+
+
+def scoring_concurrency(tokens: int, vocab_size: int, most: int) -> int:
+    """Return how many prompts are scored at once: engines hold a logit of each token and word, on the GPU and here."""
+    return max(1, min(most, _LOGITS_BYTES // (4 * tokens * vocab_size)))
 
 
 def choice_score(choice: Choice, told: Told) -> float:

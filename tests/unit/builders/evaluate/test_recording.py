@@ -13,7 +13,7 @@ from builders.evaluate.comparison import NEXT_TOKEN, Comparison, compare, greedy
 from builders.evaluate.golden import choose_golden
 from builders.evaluate.outputs import ModelOutputs, TextOutput, TokenScores, load_outputs, save_outputs
 from builders.evaluate.questions import Choice, Question
-from builders.evaluate.recording import Recording, probed_positions, record
+from builders.evaluate.recording import Recording, probed_positions, record, scoring_concurrency
 from builders.texts.encoder import PromptEncoder
 from builders.texts.reader import TextSample
 from serve.core.request import GenerateRequest, TokenDelta
@@ -172,6 +172,13 @@ async def test_golden_samples_are_answers_that_come_again(encoder: PromptEncoder
     continuations = {text.tokens[: text.prompt_tokens]: text.continuation for text in outputs.texts}
     assert all(continuations[sample.prompt] == sample.tokens for sample in golden)
     assert not await choose_golden(BigramEngine(logits(5)), outputs.texts, (2,), 3)
+
+
+@given(st.integers(2, 10**5), st.integers(1, 10**6), st.integers(1, 64))
+def test_prompts_scored_at_once_have_room_for_their_logits(tokens: int, vocabulary: int, most: int) -> None:
+    found = scoring_concurrency(tokens, vocabulary, most)
+    assert 1 <= found <= most
+    assert found == 1 or 4 * found * tokens * vocabulary <= 2**30
 
 
 @given(st.integers(2, 2000))
