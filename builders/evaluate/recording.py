@@ -168,7 +168,7 @@ class _Recorder:
     async def _ask(self, asked: Sequence[Asked], what: str, *, scoring: bool = False) -> list[Told]:
         concurrency = self._recording.concurrency
         if scoring:
-            longest = max(len(request.prompt) for request in asked)
+            longest = max((len(request.prompt) for request in asked), default=1)
             concurrency = scoring_concurrency(longest, self._engine.info.vocab_size, concurrency)
         results = await ask_all(self._engine, asked, concurrency, self._tell(what))
         for result in results:
