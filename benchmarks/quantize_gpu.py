@@ -2,9 +2,9 @@
 
     python -m benchmarks.quantize_gpu [--model quickstart] [--recipes "fp8;nvfp4"] [--limit-s 540] [--keep DIRECTORY]
 
-The weights are random, with the spread of a fresh model: what rounding costs is measured on weights, and on logits of
-the same tokens, not on answers. For each recipe: time of each part of the step, most memory, size; the relative error
-of each layer (norm of the change over norm of the weight), from the export's own tensors; and that of logits:
+The weights are random, with the spread of a fresh model of that depth: what rounding costs is measured on weights, and
+on logits of the same tokens, not on answers. For each recipe: time of each part of the step, most memory, size; the
+relative error of each layer (norm of the change over norm of the weight), from the export's own tensors; and of logits:
 
     rounding    the model with quantized weights, as ModelOpt simulates it, beside the original
     all         the same with quantized activations, too
@@ -87,6 +87,9 @@ def main() -> int:
             _make_source(source)
         report.note(f"Model: {_described(source)}. Texts: {options.samples} of at most {options.max_tokens} tokens.")
         original = _logits(_load(source))
+        exact = _logits(_load(source).float())
+        report.add("logits of the source beside those in float32", _distance(original, exact), "")
+        _release()
         if torch.cuda.is_available() and options.layers:
             _measure_products(report)
         for name in options.recipes.split(";"):
@@ -225,11 +228,12 @@ def _make_source(directory: Path) -> None:
         model = transformers.LlamaForCausalLM(LLAMA_8B).to(torch.bfloat16)
     model = model.to_empty(device=device)
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=LLAMA_8B.initializer_range)
-        else:
+        if parameter.dim() != 2:
             torch.nn.init.ones_(parameter)
-        assert "bias" not in name
+            continue
+        # What adds to the residual stream is smaller in deep models, or any rounding grows from layer to layer.
+        depth = math.sqrt(2 * LLAMA_8B.num_hidden_layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+        torch.nn.init.normal_(parameter, std=LLAMA_8B.initializer_range / depth)
     model.save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(QUICKSTART / name, directory / name)
@@ -244,11 +248,17 @@ def _measure_products(report: Report) -> None:
         weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, device="cuda")
         scale = torch.rand(outputs, device="cuda") / 127
         small.fill(weight, scale)
+        plain.weight.copy_(weight * scale[:, None])
+        hidden = torch.randn(64, inputs, device="cuda", dtype=torch.bfloat16)
+        for layer, what in ((small, "int8"), (plain, "bfloat16")):
+            exact = hidden.float() @ (weight * scale[:, None]).t()
+            report.add(f"{what} layer, {inputs} x {outputs}: error", _distance(layer(hidden).float(), exact), "")
         for rows in (1, 16, 256):
             hidden = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
             what = f"{rows} x {inputs} x {outputs}"
             report.add(f"bfloat16 layer, {what}", _time_us(partial(plain, hidden)), "us")
             report.add(f"int8 layer, {what}", _time_us(partial(small, hidden)), "us")
+            report.add(f"int8 layer in float16, {what}", _time_us(partial(small, hidden.half())), "us")
             try:
                 call = partial(torch._weight_int8pack_mm, hidden, weight, scale.bfloat16())
                 error = _distance(call().float().cpu(), small(hidden).float().cpu())
