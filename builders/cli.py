@@ -8,6 +8,7 @@ the same command goes on where it was broken off.
 import argparse
 import os
 import signal
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -29,6 +30,7 @@ from builders.reports import (
 )
 from serve.artifacts.digests import DigestCache
 from serve.artifacts.store import open_store
+from serve.errors import BundleCorrupt, StoreUnavailable
 
 OK, FAILED, MISTAKE, FELL_BACK, INTERRUPTED = 0, 1, 2, 3, 130
 _LOCAL = "local"
@@ -65,6 +67,9 @@ def run(options: argparse.Namespace) -> int:
             print_json(failure_to_json(exc))
         print_failure(Console(stderr=True), exc, verbose=options.verbose)
         return MISTAKE if exc.mistake else FAILED
+    except (StoreUnavailable, BundleCorrupt) as exc:
+        print(f"raytrt build: {exc}; the same command goes on from here", file=sys.stderr)
+        return FAILED
 
 
 def _build(options: argparse.Namespace) -> int:

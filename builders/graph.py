@@ -14,6 +14,7 @@ from typing import Any
 from builders.context import StepName
 from builders.quantize.recipes import export_format
 from builders.resources import StepResources, step_resources, uses_trtllm
+from builders.source.location import without_password
 from builders.spec import BuildSpec
 from serve.artifacts.fingerprint import fingerprint
 from serve.artifacts.manifest import BundleKind
@@ -194,16 +195,29 @@ def spec_parts(spec: BuildSpec, step: StepName) -> tuple[str, ...]:
 
 
 def visible_spec(spec: BuildSpec, step: StepName) -> BuildSpec:
-    """Return the specification as a step sees it: what its fingerprint does not cover has its default."""
-    if step in (StepName.FETCH, StepName.PUBLISH):
-        # What fetch takes is in the source's digest; what publish quotes is covered by the other steps' fingerprints.
-        return spec
+    """Return the specification as a step sees it.
+
+    What its fingerprint does not cover has its default. Secrets are left out: what steps see ends up in reports.
+    """
+    if step is StepName.FETCH:
+        return spec  # what it takes is in the source's digest
+    spec = _without_secrets(spec)
+    if step is StepName.PUBLISH:
+        return spec  # what it quotes is covered by the other steps' fingerprints
     shown: dict[str, Any] = {}
     full = spec.model_dump(mode="json")
     for part in (*_LABELS, *spec_parts(spec, step)):
         if (value := _get(full, part)) is not None:
             _put(shown, part, value)
     return BuildSpec.model_validate(shown)
+
+
+def _without_secrets(spec: BuildSpec) -> BuildSpec:
+    source = spec.source.model_copy(update={"location": without_password(spec.source.location)})
+    target = spec.target
+    if target.engine_env is not None:
+        target = target.model_copy(update={"engine_env": target.engine_env.model_copy(update={"env_vars": {}})})
+    return spec.model_copy(update={"source": source, "target": target})
 
 
 def files_of(spec: BuildSpec, step: StepName) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from serve.workers.nodes import living_nodes
 
 _OBJECT_STORE_BYTES = 256 * 2**20  # a build's values are small: files go through the store
 # gRPC would report every process that a step starts as a fork that it had to look past.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class RayCluster:
         except RayTaskError as exc:
             if isinstance(exc.cause, ConfigError):
                 raise exc.cause from exc
-            raise ConfigError(f"target: its nodes cannot be asked what they have: {exc.cause}") from exc
+            raise ConfigError(
+                f"target: its nodes cannot be asked what they have ({exc.cause}); is the same release of raytrt "
+                "installed on every node?"
+            ) from exc
         except RayError as exc:
             raise ConfigError(f"target: its nodes cannot be asked what they have: {exc}") from exc
         return facts
@@ -82,6 +86,7 @@ def connected(address: str | None) -> Iterator[RayCluster]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    at_term = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address is None:
@@ -92,6 +97,8 @@ def connected(address: str | None) -> Iterator[RayCluster]:
     except (ConnectionError, ValueError, RuntimeError, RayError) as exc:
         where = f"--address: {address!r} cannot be joined" if address else "Ray cannot be started here"
         raise ConfigError(f"{where}: {str(exc).splitlines()[0]}") from exc
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, at_term)  # Ray takes it
     try:
         yield RayCluster()
     finally:

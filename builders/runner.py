@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +83,9 @@ class BuildRunner:
         manifests: list[Manifest] = []
 
         async def make(step: StepNode) -> None:
-            for need in step.needs:
-                await ended[need].wait()
+            # What is measured shares its machine with nothing of this build.
+            for other in self._before(step):
+                await ended[other].wait()
             if states[step.name] is StepState.RUN:
                 made = await self._make(step, records, board)
                 if isinstance(made, Manifest):
@@ -98,12 +99,19 @@ class BuildRunner:
             async with asyncio.TaskGroup() as group:
                 for step in self.graph.steps:
                     group.create_task(make(step))
-        except* BuildFailed as failures:
-            raise failures.exceptions[0] from None
+        except* Exception as failures:
+            raise _first(failures) from None
         finally:
             watching.cancel()
             ray.kill(board)
         return manifests[0]
+
+    def _before(self, step: StepNode) -> Sequence[StepName]:
+        """Return the steps that have to end first."""
+        if step.name is StepName.TUNE:  # what is measured shares its machine with nothing of this build
+            names = [other.name for other in self.graph.steps]
+            return names[: names.index(step.name)]
+        return step.needs
 
     async def _make(self, step: StepNode, records: Mapping[StepName, StepRecord], board: Any) -> StepRecord | Manifest:
         def wait(other: str) -> None:
@@ -148,6 +156,7 @@ class BuildRunner:
             user_files={name: self.user_files[name] for name in files_of(spec, step.name)},
             replaces=self.replaces,
             package=self.package,
+            hide_gpus=not any(bundle.get("GPU") for bundle in step.resources.bundles),
         )
 
     async def _raise_if_refused(self) -> None:
@@ -181,6 +190,12 @@ class BuildRunner:
     @property
     def _holder(self) -> str:
         return f"the build of {self.graph.spec.name}"
+
+
+def _first(failures: ExceptionGroup[Exception]) -> Exception:
+    """Return why a build ended: a step that failed, before what went wrong with the cluster or the store."""
+    causes = sorted(failures.exceptions, key=lambda exc: not isinstance(exc, BuildFailed))
+    return _first(causes[0]) if isinstance(causes[0], ExceptionGroup) else causes[0]
 
 
 def _start_board() -> Any:

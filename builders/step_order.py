@@ -25,6 +25,7 @@ class StepOrder:
         user_files: Content of the files that the specification names.
         replaces: Of `publish`: why this is not what was asked for; None: it is.
         package: Of the steps' modules.
+        hide_gpus: The step has reserved none, so that its process must not see any; Ray shows them.
         attempt: Of this try; names its directories, which are at one path on all nodes of a step.
     """
 
@@ -38,6 +39,7 @@ class StepOrder:
     user_files: Mapping[str, bytes] = field(default_factory=dict)
     replaces: str | None = None
     package: str = STEPS
+    hide_gpus: bool = False
     attempt: str = ""
 
 

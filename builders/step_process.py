@@ -72,6 +72,8 @@ def _run(order: StepOrder, staged: StagedStep, reporter: Reporter) -> Mapping[st
     spec = parse_spec(dict(order.spec))
     node = probe_node(all_gpus=True)
     _check_environment(order, spec, node)
+    if order.hide_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     visible = probe_node()
     inputs = {
         name: StepInput(str(record["fingerprint"]), staged.inputs[name], record["result"], float(record["seconds"]))
@@ -82,7 +84,8 @@ def _run(order: StepOrder, staged: StagedStep, reporter: Reporter) -> Mapping[st
         inputs=inputs,
         output=staged.output,
         scratch=staged.scratch,
-        node=visible if visible.gpus else node,  # ranks of a worker group have GPUs that this process does not see
+        # Ranks of a worker group have GPUs that this process does not see.
+        node=visible if visible.gpus or order.hide_gpus else node,
         candidate=staged.candidate,
         user_files=staged.user_files,
         progress=reporter,

@@ -100,7 +100,7 @@ class StepRunner:
         reserved = placement_group([dict(bundle) for bundle in self._bundles()], self._node.resources.strategy)
         try:
             await self._until_reserved(reserved)
-            self._tell("fetching what it needs")
+            self._tell("preparing")
             order = replace(order, attempt=uuid.uuid4().hex[:8])
             places = self._places(reserved)
             staged = await self._stage(order, places)

@@ -10,6 +10,7 @@ from serve.errors import ConfigError
 
 BUILTIN = "builtin:"
 _HUB = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_PASSWORD = re.compile(r"//[^/@]*:[^/@]*@")
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://.+", re.IGNORECASE)
 
 
@@ -41,7 +42,7 @@ class UrlLocation:
     url: str
 
     def __str__(self) -> str:
-        return self.url
+        return without_password(self.url)
 
 
 Location = LocalLocation | HubLocation | UrlLocation
@@ -69,6 +70,11 @@ def parse_location(source: SourceSettings, base: Path) -> Location:
     if text.startswith("hf://") or (hub and not text.startswith((".", "~", "/")) and not path.is_dir()):
         return _hub(source, hub)
     return _unversioned(source, LocalLocation(path.absolute()))
+
+
+def without_password(url: str) -> str:
+    """Return a URL as it may be shown and stored."""
+    return _PASSWORD.sub("//", url)
 
 
 def _builtin(name: str) -> Path:

@@ -178,6 +178,13 @@ def test_what_a_step_sees_makes_the_same_fingerprint(parts: set[str], step: Step
     assert set(files_of(seen, step)) == set(files_of(build, step))
 
 
+@pytest.mark.parametrize("step", list(StepName))
+def test_no_secret_gets_into_a_report(step: StepName) -> None:
+    env = {"py_executable": "/opt/python", "env_vars": {"TOKEN": "secret"}}
+    build = spec(source="https://user:secret@host/model", target={"accelerator": "H100", "engine_env": env})
+    assert ("secret" in visible_spec(build, step).model_dump_json()) is (step is F)
+
+
 def _all_needs(graph: BuildGraph, name: StepName) -> set[StepName]:
     direct = graph.node(name).needs
     return set(direct).union(*(_all_needs(graph, need) for need in direct))

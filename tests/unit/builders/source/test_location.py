@@ -68,3 +68,17 @@ def test_nothing_else_has_revisions(location: str) -> None:
 def test_a_location_that_names_nothing_is_refused(location: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(location)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:secret@host/model", "https://host/model"),
+        ("abfs://container@account.dfs.core.windows.net/model", "abfs://container@account.dfs.core.windows.net/model"),
+    ],
+)
+def test_a_password_is_not_shown(url: str, shown: str) -> None:
+    assert str(parse(url)) == shown
+    found = parse(url)
+    assert isinstance(found, UrlLocation)
+    assert found.url == url

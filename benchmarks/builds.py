@@ -1,0 +1,107 @@
+"""Builds: how long a repeated build takes, and one that goes on after it was killed.
+
+    python -m benchmarks.builds
+
+The quickstart model with weights of 8 bits, by `raytrt build` as a user runs it: a new interpreter and a new Ray each
+time. Little is measured in its steps, so that what is around them counts.
+"""
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.report import Report
+
+REPEATS = 5
+SPEC = """
+name: quickstart
+quantize: int8_weight_only
+target: {num_cpus: 0.5}
+tune: {search: "off", trial_s: 1, prompt_tokens: 64, output_tokens: 16}
+verify: {texts: {samples: 16, max_tokens: 128}, output_tokens: 8, gate: {max_accuracy_drop: 0.05}}
+"""
+
+
+class Builder:
+    """`raytrt build` of one file, with a store, a cache and a home of its own.
+
+    Args:
+        directory: Of all of it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "build.yaml"
+        self._file.write_text(SPEC)
+        self._store = directory / "store"
+        self._environ = {
+            **os.environ,
+            "RAYTRT_HOME": str(directory / "home"),
+            "RAYTRT_BUNDLE_CACHE": str(directory / "cache"),
+        }
+
+    def run(self, *options: str) -> float:
+        """Run it to its end; returns seconds."""
+        began_s = time.monotonic()
+        process = self._start(*options)
+        errors = process.communicate()[1]
+        if process.returncode:
+            raise RuntimeError(errors)
+        return time.monotonic() - began_s
+
+    def run_until(self, line: str) -> float:
+        """Run it until it says a line, then kill it; returns seconds until then."""
+        began_s = time.monotonic()
+        process = self._start()
+        assert process.stderr is not None
+        for said in process.stderr:
+            if said.startswith(line):
+                break
+        else:
+            raise RuntimeError(f"it never said {line!r}")
+        seconds = time.monotonic() - began_s
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return seconds
+
+    def _start(self, *options: str) -> "subprocess.Popen[str]":
+        command = [str(Path(sys.executable).with_name("raytrt")), "build", str(self._file), "--store", str(self._store)]
+        return subprocess.Popen(
+            [*command, *options], env=self._environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+
+def main() -> None:
+    """Measure and report."""
+    report = Report("builds", "python -m benchmarks.builds")
+    with tempfile.TemporaryDirectory() as directory:
+        whole = Path(directory, "whole")
+        whole.mkdir()
+        builder = Builder(whole)
+        first_s = builder.run()
+        report.add("first build", first_s, "s")
+        repeated = [builder.run() for _ in range(REPEATS)]
+        report.add("second build of the same file, median", statistics.median(repeated), "s", "<= 2")
+        report.add("second build of the same file, slowest", max(repeated), "s")
+        asked = statistics.median(builder.run("--probe") for _ in range(REPEATS))
+        report.add("the same, asking the node again", asked, "s")
+        report.add("outline (--dry-run)", statistics.median(builder.run("--dry-run") for _ in range(REPEATS)), "s")
+        broken = Path(directory, "broken")
+        broken.mkdir()
+        builder = Builder(broken)
+        killed_s = builder.run_until("raytrt: verify: running")
+        rest_s = builder.run()
+        report.add("build until it was killed (-9) in verify", killed_s, "s")
+        report.add("build that went on from there", rest_s, "s")
+        report.add("share of the whole build that was repeated", (killed_s + rest_s - first_s) / first_s, "")
+    report.note("The second build asks neither Ray nor a node: its key leads to the bundle.")
+    report.note("After the kill only verify and publish run; the rest of that time is an interpreter and Ray's start.")
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()
