@@ -147,7 +147,11 @@ def _cache(shape: ModelShape, evaluation: Evaluation, goal: Goal) -> list[tuple[
         lines.insert(1, ("windows", windows, f"every {len(pattern)} layers"))
     together = groups(candidate)
     lines += [
-        ("max_batch_size", f"for {sizes.limits.sequences} sequences in {together} groups", str(sizes.max_batch_size)),
+        (
+            "max_batch_size",
+            f"for {sizes.limits.sequences} sequences, / {together}" if together > 1 else "sequences of a step",
+            str(sizes.max_batch_size),
+        ),
         ("max_num_tokens", _step_reason(goal), str(sizes.max_num_tokens)),
     ]
     return lines
@@ -170,8 +174,9 @@ def _steps(request: PlanRequest, evaluation: Evaluation, state: SteadyState) -> 
     gpu, split = candidate.offer.gpu, candidate.split
     share = EFFICIENCIES[gpu.generation]
     latency = latency_of(request, candidate)
-    batch, context = max(state.batch, 1.0), goal.input_tokens + goal.output_tokens / 2
+    batch, context = max(state.batch, 1.0), evaluation.load.context
     parts = latency.parts(batch, context)
+    layers = shape.active_parameters - shape.embedding_weights
     bandwidth = f"{gpu.memory_gb_per_s:g} GB/s x {share.memory:g} x {split.tensor}"
     return [
         ("reading weights", f"active bytes / ({bandwidth})", _time(parts.weights_s)),
@@ -185,7 +190,7 @@ def _steps(request: PlanRequest, evaluation: Evaluation, state: SteadyState) -> 
         ("T0: a step without prompts", f"of {batch:.1f} sequences", _time(state.decode_s)),
         (
             "S: what a prompt adds",
-            f"{goal.computed_tokens} tokens x 2 x {shape.active_parameters / 1e9:.2f}e9 / ({_rate(candidate)}), mostly",
+            f"{goal.computed_tokens} tokens x 2 x {layers / 1e9:.2f}e9 / ({_rate(candidate)}), mostly",
             _time(state.prompt_s),
         ),
     ]
@@ -244,7 +249,7 @@ def _replicas(request: PlanRequest, evaluation: Evaluation) -> list[tuple[str, s
     if goal.rate_per_s is not None:
         formula = f"{goal.rate_per_s:g}/s / {most.rate_per_s:.2f}/s, rounded up"
         lines.append(("replicas", formula, str(evaluation.replicas)))
-    lines.append(("GPUs", f"{evaluation.replicas} replicas x {world}", str(evaluation.gpus)))
+    lines.append(("GPUs", f"{evaluation.replicas} x {world} of each replica", str(evaluation.gpus)))
     output = state.rate_per_s * evaluation.replicas * goal.output_tokens
     lines.append(
         (

@@ -40,7 +40,7 @@ class Efficiency(StrictModel):
     sequence_overhead_s: NonNegativeFloat = Field(default=3.7e-6, description="Host and sampling time of a sequence.")
     all_reduce_s: NonNegativeFloat = Field(default=3.6e-5, description="Latency of one all-reduce.")
     experts: PositiveFloat = Field(
-        default=0.28, le=1, description="Share of `compute` in the products of experts, which are many and small."
+        default=0.22, le=1, description="Share of `compute` in the products of experts, which are many and small."
     )
     stage_loss: NonNegativeFloat = Field(
         default=0.035, description="Share of a pipeline's time that is lost with each stage after the first."

@@ -12,7 +12,7 @@ from serve.engines.simulated.hardware import GPUS
 from serve.engines.simulated.known_models import CONFIGS
 from serve.engines.simulated.split import Precisions, Split
 
-CHAT = {"ttft_ms": 200.0, "tpot_ms": 50.0, "input_tokens": 1000, "output_tokens": 200}
+CHAT: dict[str, Any] = {"ttft_ms": 200.0, "tpot_ms": 50.0, "input_tokens": 1000, "output_tokens": 200}
 
 
 def offer(key: str = "h100", price: float | None = None) -> Offer:

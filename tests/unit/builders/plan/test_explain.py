@@ -1,13 +1,14 @@
 """The arithmetic that is shown is that of the plan."""
 
 from dataclasses import replace
+from typing import Any
 
 from builders.plan.choose import choose
 from builders.plan.explain import explain
 from tests.unit.builders.plan.requests import CHAT, offer, request
 
 
-def shown(model: str, gpu: str = "h100", **goal: object) -> dict[str, tuple[str, str]]:
+def shown(model: str, gpu: str = "h100", **goal: Any) -> dict[str, tuple[str, str]]:
     choice = choose(request(model, gpu, **goal))
     assert choice is not None
     return {

@@ -87,7 +87,7 @@ sizes = st.sampled_from([16, 256, 2048])
 
 @given(models, tensors, st.sampled_from([1, 2, 4]), sizes)
 def test_more_gpus_never_leave_less_room(model: str, tensor: int, pipeline: int, batch: int) -> None:
-    def room(**split: int) -> tuple[float, int]:
+    def room(**split: Any) -> tuple[float, int]:
         plan = memory(model, batch=batch, **split)
         return plan.kv_cache / plan.kv_bytes_per_token, longest_sequence(MODELS[model], candidate(**split), plan)
 
