@@ -210,14 +210,14 @@ def _summarize(report: Report, name: str, errors: list[float]) -> None:
 
 
 def calibrate(figures: Iterable[Throughput], start: Efficiency, rounds: int = 3) -> Efficiency:
-    """Fit all constants to all figures at once: Gauss-Newton on logarithms, held near the start by a weak prior."""
-    names = list(Efficiency.model_fields)
+    """Fit the constants of dense models to all figures at once: Gauss-Newton on logarithms, with a weak prior."""
+    names = [name for name in Efficiency.model_fields if name not in ("experts", "stage_loss")]
     shares = {"compute", "attention", "memory", "link"}
     origin = np.log([getattr(start, name) for name in names])
 
     def efficiency(point: np.ndarray) -> Efficiency:
         values = {name: float(np.exp(value)) for name, value in zip(names, point, strict=True)}
-        return Efficiency(**{name: min(1.0, v) if name in shares else v for name, v in values.items()})
+        return start.model_copy(update={name: min(1.0, v) if name in shares else v for name, v in values.items()})
 
     def errors(point: np.ndarray) -> np.ndarray:
         constants = efficiency(point)

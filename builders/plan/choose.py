@@ -72,8 +72,11 @@ def rank(good: list[Evaluation], request: PlanRequest) -> list[Evaluation]:
 
 
 def output_tokens_per_s(evaluation: Evaluation, request: PlanRequest) -> float:
-    """Return the output of all replicas under the goal's load."""
-    return _state(evaluation).rate_per_s * evaluation.replicas * request.goal.output_tokens
+    """Return the output of all replicas under the goal's load; of one request after the other, if there is none."""
+    state, tokens = _state(evaluation), request.goal.output_tokens
+    if not state.rate_per_s:
+        return tokens / (state.ttft_mean_s + (tokens - 1) * state.tpot_mean_s)
+    return state.rate_per_s * evaluation.replicas * tokens
 
 
 def tokens_per_gpu_hour(evaluation: Evaluation) -> float:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from builders.plan.candidates import Candidate
+from builders.plan.choose import output_tokens_per_s
 from builders.plan.evaluate import Evaluation, latency_of
 from builders.plan.goal import Goal
 from builders.plan.load import GATEWAY_S, SteadyState
@@ -250,11 +251,13 @@ def _replicas(request: PlanRequest, evaluation: Evaluation) -> list[tuple[str, s
         formula = f"{goal.rate_per_s:g}/s / {most.rate_per_s:.2f}/s, rounded up"
         lines.append(("replicas", formula, str(evaluation.replicas)))
     lines.append(("GPUs", f"{evaluation.replicas} x {world} of each replica", str(evaluation.gpus)))
-    output = state.rate_per_s * evaluation.replicas * goal.output_tokens
+    output = output_tokens_per_s(evaluation, request)
     lines.append(
         (
             "output",
-            f"{evaluation.replicas} x {state.rate_per_s:.2f}/s x {goal.output_tokens}",
+            f"{evaluation.replicas} x {state.rate_per_s:.2f}/s x {goal.output_tokens}"
+            if state.rate_per_s
+            else "one request after the other",
             f"{output:,.0f} tokens/s",
         )
     )

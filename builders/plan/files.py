@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from builders.plan.choose import output_tokens_per_s
 from builders.plan.evaluate import Evaluation
 from builders.plan.goal import Goal
 from builders.plan.request import PlanRequest
@@ -112,8 +113,6 @@ def context_tokens(request: PlanRequest, evaluation: Evaluation) -> int:
 def deployment_config(request: PlanRequest, evaluation: Evaluation, name: str, store: str) -> dict[str, Any]:
     """Return the configuration of a service with the planned replicas, as a YAML document."""
     candidate, sizes = evaluation.candidate, evaluation.sizes
-    state = evaluation.state
-    assert state is not None
     model: dict[str, Any] = {
         "id": request.model.name.lower(),
         "bundle": f"{store}/{name}@latest",
@@ -122,7 +121,7 @@ def deployment_config(request: PlanRequest, evaluation: Evaluation, name: str, s
     }
     if candidate.offer.gpu.accelerator_type is not None:
         model["resources"] = {"accelerator_type": candidate.offer.gpu.accelerator_type}
-    output = state.rate_per_s * evaluation.replicas * request.goal.output_tokens
+    output = output_tokens_per_s(evaluation, request)
     gateway = {"replicas": max(1, math.ceil(output / _GATEWAY_TOKENS_PER_S))}
     application = {
         "name": "llm",

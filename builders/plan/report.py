@@ -131,7 +131,7 @@ def _row(
     ]
     cost = evaluation.dollars_per_hour
     if priced:
-        row += ["", ""] if cost is None else [f"{cost:,.2f}", f"{cost / tokens / 3600 * 1e6:.3f}" if tokens else ""]
+        row += ["", ""] if cost is None else [f"{cost:,.2f}", f"{cost / tokens / 3600 * 1e6:.3f}"]
     if simulated:
         found = simulated.get(number)
         row += ["", ""] if found is None else [f"{found.ttft_s * 1e3:.0f}", f"{found.tpot_s * 1e3:.1f}"]
@@ -222,7 +222,7 @@ def evaluation_to_json(evaluation: Evaluation, request: PlanRequest) -> dict[str
         "output_tokens_per_s": tokens,
         "max_tokens_per_gpu_hour": tokens_per_gpu_hour(evaluation),
         "dollars_per_hour": cost,
-        "dollars_per_1m_output_tokens": None if cost is None or not tokens else cost / tokens / 3600 * 1e6,
+        "dollars_per_1m_output_tokens": None if cost is None else cost / tokens / 3600 * 1e6,
     }
 
 
