@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from serve.workers.nodes import living_nodes
 _OBJECT_STORE_BYTES = 256 * 2**20  # a build's values are small: files go through the store
 # gRPC would report every process that a step starts as a fork that it had to look past.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0"}
+_PATIENT = {"RAY_raylet_start_wait_time_s": "180"}  # a busy machine may need more than Ray's 30 s
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class RayCluster:
         if target.accelerator is not None:
             options["resources"] = {f"{ACCELERATOR}{target.accelerator}": 0.001}
         try:
-            facts: tuple[NodeFacts, NodeFacts] = ray.get(probe_there.options(**options).remote(target.engine_env))
+            release, facts = ray.get(probe_there.options(**options).remote(target.engine_env))
         except RayTaskError as exc:
             if isinstance(exc.cause, ConfigError):
                 raise exc.cause from exc
@@ -50,7 +52,13 @@ class RayCluster:
             ) from exc
         except RayError as exc:
             raise ConfigError(f"target: its nodes cannot be asked what they have: {exc}") from exc
-        return facts
+        if release != version("raytrt"):
+            raise ConfigError(
+                f"target: its nodes have raytrt {release}, and this is {version('raytrt')}; install the same release "
+                "everywhere"
+            )
+        found: tuple[NodeFacts, NodeFacts] = facts
+        return found
 
     def check(self, graph: BuildGraph) -> None:
         """Check that the steps have room here, now or once the cluster has grown.
@@ -84,7 +92,7 @@ def connected(address: str | None) -> Iterator[RayCluster]:
     if ray.is_initialized():
         yield RayCluster()
         return
-    for name, value in _QUIET.items():
+    for name, value in {**_QUIET, **_PATIENT}.items():
         os.environ.setdefault(name, value)
     at_term = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -94,9 +102,11 @@ def connected(address: str | None) -> Iterator[RayCluster]:
             ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
         else:
             ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, RayError) as exc:
+    except Exception as exc:  # Ray raises bare ones, for instance when its processes are not up in time
+        ray.shutdown()
+        remedy = "" if address else "; is the machine very busy, or /tmp full? Try again, or give --address"
         where = f"--address: {address!r} cannot be joined" if address else "Ray cannot be started here"
-        raise ConfigError(f"{where}: {str(exc).splitlines()[0]}") from exc
+        raise ConfigError(f"{where}: {(str(exc) or repr(exc)).splitlines()[0]}{remedy}") from exc
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, at_term)  # Ray takes it
     try:

@@ -83,7 +83,6 @@ class BuildRunner:
         manifests: list[Manifest] = []
 
         async def make(step: StepNode) -> None:
-            # What is measured shares its machine with nothing of this build.
             for other in self._before(step):
                 await ended[other].wait()
             if states[step.name] is StepState.RUN:
@@ -99,7 +98,7 @@ class BuildRunner:
             async with asyncio.TaskGroup() as group:
                 for step in self.graph.steps:
                     group.create_task(make(step))
-        except* Exception as failures:
+        except ExceptionGroup as failures:
             raise _first(failures) from None
         finally:
             watching.cancel()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from builders.quantize.recipes import recipe_mistakes
 from builders.settings.compile import CompileSettings
@@ -13,7 +13,7 @@ from builders.settings.target import TargetSettings
 from builders.settings.tune import TuneSettings
 from builders.settings.verify import VerifySettings
 from serve.artifacts.manifest import BundleKind
-from serve.artifacts.reference import NAME
+from serve.artifacts.reference import DEFAULT_ALIAS, NAME
 from serve.core.parallel import ParallelLayout
 from serve.core.strict_model import StrictModel, describe_mistakes
 from serve.engines.transformers.settings import TransformersSettings
@@ -33,7 +33,7 @@ def _recipe(value: Any) -> Any:
 class BuildSpec(StrictModel):
     """One build: a checkpoint, what is made of it, for which nodes, and what it has to hold."""
 
-    name: str = Field(pattern=NAME.pattern + "$", description="Under which the bundle is published.")
+    name: str = Field(pattern=f"^{NAME.pattern}$", description="Under which the bundle is published.")
     store: str = Field(
         default="~/.raytrt/store",
         description="Directory, which every node has to see, or fsspec URL (s3://bucket/path, gs://, ...).",
@@ -55,6 +55,16 @@ class BuildSpec(StrictModel):
     aliases: tuple[str, ...] = Field(
         default=(), description="Aliases that are moved to the bundle once it is published."
     )
+
+    @field_validator("aliases")
+    @classmethod
+    def _aliases_can_move(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        for alias in aliases:
+            if not NAME.fullmatch(alias) or alias.isdigit():
+                raise ValueError(f"{alias!r} is no alias; use letters, digits, '.', '_' and '-', and not a number")
+            if alias == DEFAULT_ALIAS:
+                raise ValueError(f"{alias!r} moves by itself, to the newest version; choose another alias")
+        return aliases
 
     @model_validator(mode="after")
     def _engine_is_good(self) -> Self:

@@ -8,6 +8,7 @@ knows which failures are final.
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any
 
 import ray
@@ -70,6 +71,6 @@ def clear_step(staged: StagedStep) -> tuple[str, ...]:
 
 
 @ray.remote(num_cpus=0, max_retries=1)  # type: ignore[untyped-decorator]
-def probe_there(env: EngineEnv | None) -> tuple[NodeFacts, NodeFacts]:
-    """Probe a node of the target; see `probe_target`."""
-    return probe_target(env)
+def probe_there(env: EngineEnv | None) -> tuple[str, tuple[NodeFacts, NodeFacts]]:
+    """Probe a node of the target; returns its release of raytrt, and what `probe_target` does."""
+    return version("raytrt"), probe_target(env)

@@ -1,8 +1,11 @@
 """From a specification's `source` to what is in it, and to its files on this node."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from builders.home import work_directory
+from builders.links import link_or_copy
 from builders.settings.source import SourceSettings
 from builders.source.hub import fetch_hub, list_hub
 from builders.source.listing import SourceListing
@@ -73,5 +76,11 @@ def fetch_source(spec: BuildSpec, listing: SourceListing, output: Path, progress
         case HubLocation() as hub:
             fetch_hub(hub, listing, output, progress)
         case UrlLocation() as url:
-            fetch_url(url, listing, output, progress)
+            # Not in the output, which is gone if this process is killed: the next try goes on with these.
+            partial = work_directory() / f"download-{listing.digest[:16]}"
+            partial.mkdir(parents=True, exist_ok=True)
+            fetch_url(url, listing, partial, progress)
+            for name in listing.files:
+                link_or_copy(partial / name, output / name)
+            shutil.rmtree(partial)
     return output

@@ -19,7 +19,9 @@ import pytest
 import serve
 from builders.settings.source import SourceSettings
 from builders.source.checkpoint import check_checkpoint
+from builders.source.location import UrlLocation
 from builders.source.reading import fetch_source, list_source, pinned_source
+from builders.source.url import fetch_url, list_url
 from builders.source.weights import count_parameters
 from builders.spec import BuildSpec, parse_spec
 from serve.artifacts.digests import DigestCache
@@ -111,7 +113,8 @@ def test_a_broken_configuration_is_refused(checkpoint: Path, content: str, messa
         check_checkpoint(checkpoint, tuple(FILES), "here")
 
 
-def test_a_url_is_listed_and_fetched_with_what_was_left_of_a_try(tmp_path: Path) -> None:
+def test_a_url_is_listed_and_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYTRT_BUNDLE_CACHE", str(tmp_path / "cache"))
     storage = fsspec.filesystem("memory")
     for name in FILES:
         storage.pipe_file(f"/models/quick/{name}", (QUICKSTART / name).read_bytes())
@@ -121,15 +124,29 @@ def test_a_url_is_listed_and_fetched_with_what_was_left_of_a_try(tmp_path: Path)
     assert sorted(listing.files) == FILES
     output = tmp_path / "output"
     output.mkdir()
-    (output / "config.json.part").write_bytes(b"cut")
     told: list[int] = []
     assert fetch_source(build, listing, output, lambda done, _name: told.append(done)) == output
     assert told[-1] == listing.size_bytes
     assert {path.name: path.read_bytes() for path in output.iterdir()} == {
         name: (QUICKSTART / name).read_bytes() for name in FILES
     }
+    assert not list((tmp_path / "cache/work").iterdir())
     storage.pipe_file("/models/quick/config.json", b"{ }")
     assert list_source(build, DigestCache()).digest != listing.digest
+
+
+def test_a_download_goes_on_with_what_there_is(tmp_path: Path) -> None:
+    storage = fsspec.filesystem("memory")
+    for name in ("config.json", "model.safetensors"):
+        storage.pipe_file(f"/models/other/{name}", b"whole")
+    location = UrlLocation("memory://models/other")
+    listing = list_url(location, allow_pickle=False, allow_code=False)
+    (tmp_path / "config.json").write_bytes(b"here!")  # of this size, from an earlier try
+    (tmp_path / "model.safetensors.part").write_bytes(b"wh")
+    fetch_url(location, listing, tmp_path, lambda *_: None)
+    assert (tmp_path / "config.json").read_bytes() == b"here!"
+    assert (tmp_path / "model.safetensors").read_bytes() == b"whole"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_url_with_nothing_is_refused() -> None:
