@@ -41,14 +41,16 @@ class UseKeeper:
             self._task = None
 
     async def _run(self, wanted: list[tuple[str, str]]) -> None:
-        period_s = self._lease_s / 4
+        period_s, said = self._lease_s / 4, ""
         while True:
             try:
                 await asyncio.to_thread(self._renew, wanted)
-                wait_s = period_s
+                wait_s, said = period_s, ""
             except Exception as exc:  # a store that may not be written to, for instance: what runs goes on
-                logger.warning("The store could not be told that %s uses a bundle: %s", self._holder, exc)
                 wait_s = min(period_s, _RETRY_S)
+                if str(exc) != said:
+                    said = str(exc)
+                    logger.warning("The store could not be told that %s uses a bundle: %s", self._holder, exc)
             await asyncio.sleep(wait_s)
 
     def _renew(self, wanted: list[tuple[str, str]]) -> None:
