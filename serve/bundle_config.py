@@ -88,6 +88,11 @@ def _engine(model: ModelConfig, bundle: BundleSource, runtime: BundleRuntime) ->
             f"models[{model.id}].engine: {model.engine.kind} does not load bundle {bundle}, a {manifest.kind.value} "
             f"for engine {kind}; remove `engine`, or choose a bundle for {model.engine.kind}"
         )
+    if runtime.engine.get("trust_remote_code") and not asked.get("trust_remote_code"):
+        raise ConfigError(
+            f"models[{model.id}].engine: bundle {bundle} runs Python code that comes with its checkpoint; if you trust "
+            f"it, say so here: engine: {{kind: {kind}, trust_remote_code: true}}"
+        )
     engine = merge_settings(asked, {**runtime.engine, "kind": kind}) | {"kind": kind}
     backend = _BACKENDS.get(manifest.kind)
     if backend is not None:

@@ -9,9 +9,9 @@ to tell. What counts then is `GateSettings.decide_by`:
 | estimate | the estimate is beyond the limit | passes or fails by luck, with a hint |
 | proof | any part of the interval is beyond the limit | is refused, with a hint |
 
-`evidence` is the default: one flipped answer of fifty is two percent, and says nothing; six of fifty, and none gained,
-is evidence of a loss. A drop that is certain to exceed the limit is refused, and one certain to keep it passes, in
-every way of deciding.
+`estimate` is the default: what is published was measured to keep the limit. Where one flipped answer of fifty, two
+percent, is to say nothing, `evidence` refuses only a loss that shows: six of fifty, and none gained. A drop that is
+certain to exceed the limit is refused, and one certain to keep it passes, in every way of deciding.
 """
 
 import math

@@ -1,16 +1,20 @@
 """TuneSettings: the load that runtime settings are tuned for, and how long."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from serve.core.strict_model import StrictModel
+
+
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # YAML 1.1 reads an unquoted off so
 
 
 class TuneSettings(StrictModel):
     """A bounded search, by measured load on the real engine."""
 
-    search: Literal["off", "quick", "full"] = Field(
+    search: Annotated[Literal["off", "quick", "full"], BeforeValidator(_off)] = Field(
         default="quick", description="off: only the load test of the certificate, with the settings as they are."
     )
     prompt_tokens: PositiveInt = Field(default=512, description="Mean length of the load's prompts.")

@@ -28,9 +28,9 @@ class GateSettings(StrictModel):
     """
 
     decide_by: Literal["evidence", "estimate", "proof"] = Field(
-        default="evidence",
-        description="evidence: refused if the estimate is beyond the limit, and the sample shows that there is any "
-        "change at all; what it cannot tell is passed, and said. estimate: the estimate alone counts. proof: refused "
+        default="estimate",
+        description="estimate: the estimate alone counts. evidence: refused if the estimate is beyond the limit, and "
+        "the sample shows that there is any change at all; what it cannot tell is passed, and said. proof: refused "
         "unless the whole interval is within the limit, so that a sample that is too small is refused.",
     )
     max_accuracy_drop: NonNegativeFloat | None = Field(

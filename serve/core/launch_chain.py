@@ -14,7 +14,8 @@ class Fault(StrEnum):
     """Whose fault a failed start was, as far as that can be told."""
 
     OPERATOR = "operator"  # a mistake in the configuration: it will be the same with another bundle, or in another try
-    BUNDLE = "bundle"  # wrong files, wrong hardware, wrong answers: it will be the same in another try
+    BUNDLE = "bundle"  # wrong files, wrong answers: it will be the same in another try, and on any node
+    NODE = "node"  # wrong hardware or software for this bundle: the same in another try, but not on every node
     ENGINE = "engine"  # it did not start; once may be an accident
     SURROUNDINGS = "surroundings"  # a store that does not answer, a node that dies: no matter of the bundle
 
@@ -57,14 +58,16 @@ def after_failure(failed: FailedStart, links: int, max_failures: int) -> NextSta
         links: Length of the chain.
         max_failures: How often a launch is tried before the next one; with one launch alone, each replica tries once.
     """
-    lasting = failed.fault in (Fault.OPERATOR, Fault.BUNDLE) or failed.failures >= max_failures
+    lasting = failed.fault in (Fault.OPERATOR, Fault.BUNDLE, Fault.NODE) or failed.failures >= max_failures
     if not lasting:
         again = links > 1 and not failed.stained
         return NextStart(failed.link if again else None)
     following = failed.link + 1
     return NextStart(
         link=following if following < links and not failed.stained else None,
-        reject=failed.fault in (Fault.BUNDLE, Fault.ENGINE),
+        # A node that does not suit a bundle says nothing of the nodes of others who use the store: only where the next
+        # replica could not go on otherwise.
+        reject=failed.fault in (Fault.BUNDLE, Fault.ENGINE) or (failed.fault is Fault.NODE and failed.stained),
     )
 
 

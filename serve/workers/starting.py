@@ -14,7 +14,7 @@ from serve.artifacts.bundle_source import BundleSource
 from serve.artifacts.manifest import MODEL
 from serve.core.launch_chain import FailedStart, Fault, after_failure, first_link
 from serve.errors import BundleCorrupt, BundleMismatch, ConfigError, StoreUnavailable
-from serve.workers.golden import read_golden, repeat_golden
+from serve.workers.golden import GoldenMismatch, read_golden, repeat_golden
 from serve.workers.group import WorkerGroup
 from serve.workers.launch import EngineLaunch, LaunchChain
 
@@ -232,8 +232,10 @@ def fault_of(exc: Exception) -> Fault:
     match exc:
         case ConfigError():
             return Fault.OPERATOR
-        case BundleMismatch() | BundleCorrupt():
+        case BundleCorrupt() | GoldenMismatch():
             return Fault.BUNDLE
+        case BundleMismatch():
+            return Fault.NODE
         case StoreUnavailable():
             return Fault.SURROUNDINGS
     return Fault.ENGINE

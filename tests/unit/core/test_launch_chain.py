@@ -19,6 +19,8 @@ def failed(fault: Fault, failures: int = 1, *, link: int = 0, stained: bool = Fa
     [
         (failed(Fault.BUNDLE), 3, NextStart(1, reject=True)),
         (failed(Fault.BUNDLE, stained=True), 3, NextStart(None, reject=True)),
+        (failed(Fault.NODE), 3, NextStart(1)),
+        (failed(Fault.NODE, stained=True), 3, NextStart(None, reject=True)),
         (failed(Fault.ENGINE), 3, NextStart(0)),
         (failed(Fault.ENGINE, 2), 3, NextStart(1, reject=True)),
         (failed(Fault.ENGINE, stained=True), 3, NextStart(None)),
@@ -55,7 +57,7 @@ def test_only_a_bundle_that_failed_for_good_is_rejected(
 ) -> None:
     then = after_failure(FailedStart(link, fault, failures, stained), 3, max_failures)
     if then.reject:
-        assert fault in (Fault.BUNDLE, Fault.ENGINE)
+        assert fault in (Fault.BUNDLE, Fault.ENGINE) or (fault is Fault.NODE and stained)
         assert then.link != link
 
 

@@ -98,9 +98,11 @@ def test_limits_of_both_directions() -> None:
 
 def test_perplexity_that_may_not_have_risen_is_no_evidence() -> None:
     noisy = measured(perplexity_ratio=estimate(1.06, 0.2), tasks=(task(900, 6, 6, 1088),))
-    assert judge(noisy, max_perplexity_ratio=1.05).passed
+    assert judge(noisy, max_perplexity_ratio=1.05, decide_by="evidence").passed
     assert not judge(noisy, max_perplexity_ratio=1.05, decide_by="estimate").passed
-    assert not judge(measured(perplexity_ratio=estimate(1.06, 0.02)), max_perplexity_ratio=1.05).passed
+    assert not judge(
+        measured(perplexity_ratio=estimate(1.06, 0.02)), max_perplexity_ratio=1.05, decide_by="evidence"
+    ).passed
 
 
 def test_what_was_asked_for_and_could_not_be_measured_is_refused() -> None:
