@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
-from serve.artifacts.byte_count import ByteCount
 from serve.artifacts.file_state import FileState
 from serve.artifacts.manifest import FileEntry
 from serve.artifacts.objects import Objects, sizes_of
@@ -26,11 +25,7 @@ def missing_blobs(objects: Objects, files: Sequence[FileEntry]) -> tuple[FileEnt
 
 
 def upload_blobs(
-    objects: Objects,
-    files: Sequence[FileEntry],
-    directory: Path,
-    states: Mapping[str, FileState],
-    count: ByteCount,
+    objects: Objects, files: Sequence[FileEntry], directory: Path, states: Mapping[str, FileState]
 ) -> None:
     """Store the contents of files.
 
@@ -39,7 +34,6 @@ def upload_blobs(
         files: To store.
         directory: That their paths are relative to.
         states: Of each path, when its digest was computed.
-        count: Told of each file.
 
     Raises:
         BundleCorrupt: A file is not what it was when its digest was computed.
@@ -47,6 +41,5 @@ def upload_blobs(
 
     def upload(entry: FileEntry, _ranges: Executor) -> None:
         objects.upload(directory / entry.path, blob_key(entry.blake3), states[entry.path])
-        count.add(entry.size_bytes)
 
     transfer(upload, files)

@@ -67,9 +67,20 @@ class DigestCache:
         began_ns = self._now_ns()
         digest = hash_file(path, read)
         check_unchanged(path, before)
+        self.remember(path, before, began_ns, digest)
+        return digest
+
+    def remember(self, path: Path, before: FileState, began_ns: int, digest: str) -> None:
+        """Remember the digest of a file, if that can be relied on.
+
+        Args:
+            path: Of the file.
+            before: Its state before it was read.
+            began_ns: When reading it began, nanoseconds since the epoch.
+            digest: Of what was read.
+        """
         if before.ctime_ns < began_ns - TICK_NS and FileState.of(path.stat()) == before:
             self.record(before, digest)
-        return digest
 
     def digests(self, paths: Sequence[Path], progress: ByteProgress = no_progress) -> dict[Path, str]:
         """Return the digests of many files, computed in parallel."""

@@ -21,6 +21,7 @@ from serve.artifacts.objects import Objects
 from serve.errors import BundleCorrupt
 
 RANGE_BYTES = 16 << 20
+_BUFFER_BYTES = 4 << 20
 _NUMBER = struct.Struct("<I")
 
 
@@ -134,17 +135,19 @@ def _fetch(objects: Objects, entry: FileEntry, target: Path, pool: Executor, cou
 
 def _hash_behind(descriptor: int, entry: FileEntry, futures: dict[int, "Future[None]"], count: ByteCount) -> str:
     hasher = blake3(max_threads=blake3.AUTO)
+    # One buffer for all: memory that is new each time costs more than reading into it.
+    buffer = memoryview(bytearray(min(_BUFFER_BYTES, entry.size_bytes)))
     for number, start in enumerate(range(0, entry.size_bytes, RANGE_BYTES)):
         if number in futures:
             futures[number].result()
-        length = min(RANGE_BYTES, entry.size_bytes - start)
-        while length > 0:
-            data = os.pread(descriptor, length, start)
-            if not data:
+        end = min(start + RANGE_BYTES, entry.size_bytes)
+        while start < end:
+            read = os.preadv(descriptor, [buffer[: end - start]], start)
+            if not read:
                 break
-            hasher.update(data)
-            start, length = start + len(data), length - len(data)
-            count.add(len(data), entry.path)
+            hasher.update(buffer[:read])
+            start += read
+            count.add(read, entry.path)
     return hasher.hexdigest()
 
 

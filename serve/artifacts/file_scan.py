@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from serve.artifacts.manifest import FileEntry
 from serve.errors import BundleCorrupt
 
-_NO_DIGEST = "0" * 64
+# Of a file that was not read.
+NO_DIGEST = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def scan_directory(directory: Path) -> tuple[FoundFile, ...]:
 def _checked(directory: Path, relative: str) -> str:
     try:
         relative.encode()  # a name that is no UTF-8 cannot be written into a manifest
-        FileEntry(path=relative, size_bytes=0, blake3=_NO_DIGEST)
+        FileEntry(path=relative, size_bytes=0, blake3=NO_DIGEST)
     except (UnicodeEncodeError, ValidationError):
         raise BundleCorrupt(f"{directory}: a manifest cannot hold the file name {relative!r}; rename it") from None
     return relative

@@ -5,7 +5,7 @@ was written before them, or a known time before them, and one operation is exclu
 no lock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,20 @@ class Objects(Protocol):
 
         Raises:
             BundleCorrupt: The file is not in this state any more; there is no object then.
+        """
+
+    @property
+    def renames(self) -> bool:
+        """Whether `ingest` reads a file only once; else it reads it twice, as the key has to be known to write."""
+
+    def ingest(self, source: Path, state: FileState, key_of: Callable[[str], str], read: Callable[[int], None]) -> str:
+        """Do as `upload`, under a key that follows from the content; return the BLAKE3 of that.
+
+        Args:
+            source: The file.
+            state: That it is in.
+            key_of: Returns the key of a BLAKE3. If there is such an object already, it stays.
+            read: Told how many more bytes are done.
         """
 
     def copy_range(self, key: str, start: int, length: int, descriptor: int) -> int:

@@ -6,25 +6,30 @@ because blobs that are there are not stored again. `roots` says how a collection
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
 
-from serve.artifacts.blobs import missing_blobs, upload_blobs
+from serve.artifacts.blobs import BLOBS, blob_key, missing_blobs, upload_blobs
 from serve.artifacts.byte_count import ByteCount
 from serve.artifacts.digests import DigestCache
-from serve.artifacts.file_scan import scan_directory
+from serve.artifacts.file_scan import NO_DIGEST, FoundFile, scan_directory
 from serve.artifacts.file_state import FileState
 from serve.artifacts.manifest import MANIFEST, FileEntry, Manifest
 from serve.artifacts.objects import Objects
 from serve.artifacts.port import ByteProgress
 from serve.artifacts.roots import Pending, Roots
 from serve.artifacts.step_record import StepRecord
+from serve.artifacts.transfer_pools import transfer
 
 _log = logging.getLogger(__name__)
 
 BUNDLES = "bundles"
 STEPS = "steps"
+# Of files that are worth a listing of the store, to read them once instead of twice.
+_LARGE_BYTES = 16 << 20
 Record = TypeVar("Record", Manifest, StepRecord)
 
 
@@ -61,10 +66,11 @@ class Publisher:
         """
         if found := self._complete(find):
             return found
-        files, states = self._describe(directory, progress)
-        record = make(files)
-        with self._roots.pending(record.fingerprint) as pending:
-            self._store(pending, files, directory, states, progress)
+        sources = [file for file in scan_directory(directory) if file.relative != MANIFEST]
+        # For its errors, before anything is stored.
+        fingerprint = make(tuple(_entry(file, NO_DIGEST) for file in sources)).fingerprint
+        with self._roots.pending(fingerprint) as pending:
+            record = make(self._store(pending, directory, sources, progress))
             if self._objects.create(key, _json(record)):
                 return record
             if found := self._complete(find):
@@ -79,34 +85,58 @@ class Publisher:
         found = find()
         return None if found is None or missing_blobs(self._objects, found.files) else found
 
-    def _describe(self, directory: Path, progress: ByteProgress) -> tuple[tuple[FileEntry, ...], dict[str, FileState]]:
-        found = [file for file in scan_directory(directory) if file.relative != MANIFEST]
-        states = {file.relative: FileState.of(file.path.stat()) for file in found}
-        digests = self._digests.digests([file.path for file in found], lambda done, total: progress(done, 2 * total))
-        entries = (
-            FileEntry(path=file.relative, size_bytes=states[file.relative].size_bytes, blake3=digests[file.path])
-            for file in found
-        )
-        return tuple(entries), states
-
     def _store(
-        self,
-        pending: Pending,
-        files: tuple[FileEntry, ...],
-        directory: Path,
-        states: Mapping[str, FileState],
-        progress: ByteProgress,
-    ) -> None:
-        total = sum(entry.size_bytes for entry in files)
+        self, pending: Pending, directory: Path, sources: Sequence[FoundFile], progress: ByteProgress
+    ) -> tuple[FileEntry, ...]:
+        """Store contents, and return what they are; they stay until `pending` ends."""
+        total = sum(source.size_bytes for source in sources)
+        count = ByteCount(2 * total, progress)
+        states = {source.relative: FileState.of(source.path.stat()) for source in sources}
+        digests: dict[str, str] = {}
+        one_pass = self._one_pass(sources)
+
+        def store(source: FoundFile, _ranges: Executor) -> None:
+            # One file after the other, not first all digests: what was just read is still in memory.
+            digest = self._store_file(
+                source, states[source.relative], lambda read: count.add(read, source.relative), source in one_pass
+            )
+            digests[source.relative] = digest
+            pending.note(digest)
+            count.set(2 * source.size_bytes, source.relative)
+
+        transfer(store, sources)
+        files = tuple(_entry(source, digests[source.relative]) for source in sources)
         while True:
-            pending.write({entry.blake3 for entry in files})
-            missing = missing_blobs(self._objects, files)
-            count = ByteCount(2 * total, progress)
-            count.add(2 * total - sum(entry.size_bytes for entry in missing))
-            upload_blobs(self._objects, missing, directory, states, count)
+            pending.write(digests.values())
             pending.settle()
-            if pending.is_fresh and not missing_blobs(self._objects, files):
-                return
+            missing = missing_blobs(self._objects, files)
+            if pending.is_fresh and not missing:
+                return files
+            upload_blobs(self._objects, missing, directory, states)
+
+    def _one_pass(self, sources: Sequence[FoundFile]) -> frozenset[FoundFile]:
+        """Return the large files that are certainly not in the store yet, if it can take them in one pass."""
+        large = [source for source in sources if source.size_bytes >= _LARGE_BYTES]
+        if not large or not self._objects.renames:
+            return frozenset()
+        there = {info.size_bytes for info in self._objects.listing(BLOBS)}
+        return frozenset(source for source in large if source.size_bytes not in there)
+
+    def _store_file(self, source: FoundFile, state: FileState, read: Callable[[int], None], is_new: bool) -> str:
+        """Store a file's content, unless it is there; return its digest."""
+        if is_new and self._digests.lookup(state) is None:
+            began_ns = time.time_ns()
+            digest = self._objects.ingest(source.path, state, blob_key, read)
+            self._digests.remember(source.path, state, began_ns, digest)
+            return digest
+        digest = self._digests.digest(source.path, read)
+        if self._objects.size(blob_key(digest)) != state.size_bytes:
+            self._objects.upload(source.path, blob_key(digest), state)
+        return digest
+
+
+def _entry(source: FoundFile, digest: str) -> FileEntry:
+    return FileEntry(path=source.relative, size_bytes=source.size_bytes, blake3=digest)
 
 
 def _json(record: Manifest | StepRecord) -> bytes:

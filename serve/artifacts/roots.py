@@ -9,6 +9,7 @@ A collection in turn lists `pending/` before it reads manifests and names: what 
 """
 
 import logging
+import threading
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ PENDING = "pending"
 COLLECTION_LOCK = "collection"
 # How long a record counts when nobody renews it. Judged by the collector's clock: long, beside what clocks differ by.
 PENDING_LEASE_S = 6 * 3600.0
+_NOTED_WITHIN_S = 60.0
 
 
 def settle(leases: Leases) -> None:
@@ -50,6 +52,15 @@ class Pending:
         self._fingerprint = fingerprint
         self._key: str | None = None
         self._written_s = 0.0
+        self._lock = threading.Lock()
+        self._noted: set[str] = set()
+
+    def note(self, blob: str) -> None:
+        """Say that a blob is going to be needed. Written soon, not at once: a collection passes over young blobs."""
+        with self._lock:
+            self._noted.add(blob)
+            if self._clock.now_s() - self._written_s > _NOTED_WITHIN_S:
+                self.write(self._noted)
 
     def write(self, blobs: Collection[str]) -> None:
         """Say what is needed from now on."""

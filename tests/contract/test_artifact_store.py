@@ -1,12 +1,15 @@
 """What every store does, whatever keeps its bytes: a directory, or anything that fsspec reaches."""
 
 import itertools
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
+from serve.artifacts.file_state import FileState
 from serve.artifacts.local_objects import LocalObjects
 from serve.artifacts.objects import Objects
 from serve.artifacts.port import ArtifactStore
@@ -92,7 +95,36 @@ def test_objects_are_read_in_parts(objects: Objects, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"\0\0\0\x00456\x0089"
 
 
+def test_objects_are_made_of_files(objects: Objects, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    state = FileState.of((tmp_path / "file").stat())
+    objects.upload(tmp_path / "file", "a/key", state)
+    assert objects.read("a/key") == b"content"
+    read: list[int] = []
+    digest = objects.ingest(tmp_path / "file", state, lambda digest: f"b/{digest}", read.append)
+    assert objects.read(f"b/{digest}") == b"content"
+    assert digest == blake3(b"content").hexdigest()
+    assert sum(read) == 7
+    (tmp_path / "file").write_bytes(b"changed")
+    for key_of in (lambda digest: f"b/{digest}", lambda digest: f"c/{digest}"):
+        with pytest.raises(BundleCorrupt, match="changed while it was read"):
+            objects.ingest(tmp_path / "file", state, key_of, read.append)
+    assert [info.key for info in (*objects.listing("b"), *objects.listing("c"))] == [f"b/{digest}"]
+
+
 # Bundles and steps
+
+
+def test_large_files_are_published_in_one_pass_and_once(store: Store, objects: Objects, tmp_path: Path) -> None:
+    large = {"model/new": os.urandom(17 << 20), "model/more": os.urandom(18 << 20), "small": b"s"}
+    directory = write_files(tmp_path / "large", large)
+    seen: list[tuple[int, int]] = []
+    manifest = store.publish_bundle(manifest_fields("one"), directory, lambda *done: seen.append(done))
+    assert seen[-1] == (2 * manifest.size_bytes, 2 * manifest.size_bytes)
+    assert store.find_damage(manifest.files) == ()
+    again = store.publish_step(step_fields("one"), directory)
+    assert again.files == manifest.files
+    assert len(objects.listing("blobs")) == 3
 
 
 def test_a_published_bundle_is_found_and_brought_back(store: ArtifactStore, files: Path, tmp_path: Path) -> None:

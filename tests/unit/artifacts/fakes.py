@@ -83,6 +83,17 @@ class MemoryObjects:
         check_unchanged(source, state)
         self.put(key, data)
 
+    @property
+    def renames(self) -> bool:
+        return True
+
+    def ingest(self, source: Path, state: FileState, key_of: Callable[[str], str], read: Callable[[int], None]) -> str:
+        data = source.read_bytes()
+        digest = blake3(data).hexdigest()
+        read(len(data))
+        self.upload(source, key_of(digest), state)
+        return digest
+
     def copy_range(self, key: str, start: int, length: int, descriptor: int) -> int:
         return write_all(descriptor, self.read_range(key, start, length), start)
 
@@ -134,6 +145,13 @@ class WatchedObjects:
 
     def upload(self, source: Path, key: str, state: FileState) -> None:
         self._do("upload", key, lambda: self.inner.upload(source, key, state))
+
+    @property
+    def renames(self) -> bool:
+        return self.inner.renames
+
+    def ingest(self, source: Path, state: FileState, key_of: Callable[[str], str], read: Callable[[int], None]) -> str:
+        return self._do("ingest", str(source), lambda: self.inner.ingest(source, state, key_of, read))
 
     def copy_range(self, key: str, start: int, length: int, descriptor: int) -> int:
         return self._do("copy_range", key, lambda: self.inner.copy_range(key, start, length, descriptor))
