@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     store = open_store(options.store)
     names = store.names() if options.name is None else (options.name,)
-    rows = []
+    rows, damaged = [], []
     for name in names:
         versions = store.versions(name)
         if not versions:
@@ -122,14 +122,22 @@ def _list(options: argparse.Namespace) -> int:
         newest = {version.fingerprint: version.number for version in versions}
         for version in versions:
             aliases = pointing.get(version.fingerprint, []) if newest[version.fingerprint] == version.number else []
-            rows.append((name, version, store.find_bundle(version.fingerprint), aliases))
+            try:
+                manifest = store.find_bundle(version.fingerprint)
+            except BundleCorrupt as exc:  # one damaged manifest hides no other bundle
+                damaged.append(str(exc))
+                continue
+            rows.append((name, version, manifest, aliases))
+    for message in damaged:
+        print(f"raytrt bundles: {message}", file=sys.stderr)
     if options.json:
-        return _print_json([_row(*row) for row in rows])
+        _print_json([_row(*row) for row in rows])
+        return 1 if damaged else 0
     if rows:
         tables.make_console().print(tables.bundles_table(rows))
-    else:
+    elif not damaged:
         print(f"{store.url} has no bundles; make one by `raytrt build`")
-    return 0
+    return 1 if damaged else 0
 
 
 def _row(name: str, version: Any, manifest: Manifest | None, aliases: list[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve.errors import ConfigError
+from serve.errors import ConfigError, RayTRTError
 
 
 class CommandModule(Protocol):
@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(rest)
     try:
         return module.run(options)
-    except ConfigError as exc:
+    except RayTRTError as exc:
         print(f"raytrt: {exc}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(exc, ConfigError) else 1
     except KeyboardInterrupt:
         print(f"raytrt {name}: interrupted", file=sys.stderr)
         return 130

@@ -43,7 +43,7 @@ from serve.artifacts.roots import Roots
 from serve.artifacts.step_record import StepRecord
 from serve.artifacts.uses import Uses
 from serve.core.strict_model import describe_mistakes
-from serve.errors import BundleCorrupt, ConfigError
+from serve.errors import BundleCorrupt, ConfigError, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -70,7 +70,10 @@ def open_objects(url: str) -> Objects:
     # Imported here: fsspec takes a while, and a directory needs none of it.
     from serve.artifacts.remote_objects import RemoteObjects
 
-    return RemoteObjects(url)
+    try:
+        return RemoteObjects(url)
+    except OSError as exc:  # some file systems connect as soon as they are made
+        raise StoreUnavailable(f"store {url} cannot be reached: {exc}") from exc
 
 
 class Store:
