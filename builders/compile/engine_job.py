@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 _STEP = "compile"
 _MODULE = "builders.compile.engine_process"
 _TAIL_LINES = 12
+_NO_GPU = re.compile(r"No CUDA GPUs are available|Only \d+ GPUs? (is|are) available", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"out of memory|OutOfMemory", re.IGNORECASE)
 _KILL_LIMIT_S = 10.0
 Told = Callable[[str], None]
 
@@ -122,10 +125,26 @@ def _follow(process: "subprocess.Popen[bytes]", reports: Any, limit_s: float, to
             case {"mistake": str(message)}:
                 raise ConfigError(message)
             case {"failed": str(message)}:
-                raise RuntimeError(f"{message} (while {stage}). Last lines of the log: {_tail(log)}")
+                print(log.read_text(errors="replace"))  # into the step's own log
+                raise _failure(message, stage)
     status = process.wait(_KILL_LIMIT_S)
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     raise RuntimeError(f"the engine's process {how} (while {stage}). Last lines of the log: {_tail(log)}")
+
+
+def _failure(message: str, stage: str) -> Exception:
+    """Tell what trying again will not help from what may be an accident."""
+    if _NO_GPU.search(message):
+        return ConfigError(
+            f"target.accelerator: TensorRT-LLM found too few GPUs ({message}); name the GPU model, so that the step "
+            "reserves as many as parallel has ranks, or lower parallel"
+        )
+    if _NO_MEMORY.search(message):
+        return BuildFailed(
+            _STEP,
+            f"the GPU's memory does not suffice while {stage} ({message}); lower compile's sizes, or use more GPUs",
+        )
+    return RuntimeError(f"{message} (while {stage})")
 
 
 def _reports(reports: Any, deadline_s: float) -> Any:
