@@ -11,6 +11,7 @@ from builders.plan.evaluate import Evaluation, evaluate
 from builders.plan.goal import Goal
 from builders.plan.reach import Reach, reach
 from builders.plan.request import Offer, PlanRequest
+from serve.artifacts.manifest import BundleKind
 from serve.engines.simulated.hardware import GPUS
 
 _OTHER_GPUS = 3
@@ -157,7 +158,8 @@ def _other_gpus(request: PlanRequest) -> Iterator[Remedy]:
     """Look for GPUs with more memory or bandwidth, the slowest first."""
     offers = {offer.key for offer in request.offers}
     if any(offer.gpu.generation == "cpu" for offer in request.offers):
-        return
+        # As the command line would have it, if a GPU were named.
+        request = replace(request, kind=BundleKind.TRTLLM_CHECKPOINT, goal=request.goal.changed(max_gpus=None))
     weakest = min(offer.gpu.memory_gb_per_s for offer in request.offers)
     least = min(offer.gpu.memory_bytes for offer in request.offers)
     better = sorted(
