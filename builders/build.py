@@ -11,7 +11,7 @@ from builders.fallback import fallback_spec
 from builders.graph import BuildFacts, BuildGraph, StepState, make_graph
 from builders.inputs import BuildInputs
 from builders.naming import Naming, name_bundle
-from builders.records import find_records, find_refusal
+from builders.records import check_refusal, find_records, find_refusal
 from builders.target_probe import probe_target
 from serve.artifacts.manifest import Manifest
 from serve.artifacts.node_facts import NodeFacts
@@ -163,11 +163,13 @@ def make(
     """
     local = None
     if options.address is None:
-        # What is published is found without starting Ray.
+        # What is published, or was refused, is found without starting Ray.
         local = _graph(inputs, _probe_here(inputs))
         found = store.find_bundle(local.fingerprint)
         if found is not None:
             return found, False
+        if not options.retry:
+            check_refusal(store, local)
         display.say("starting Ray on this machine")
     # Imported here: Ray takes a second, and a build that was done before does not need it.
     from builders.ray_cluster import connected

@@ -128,6 +128,11 @@ class BuildGraph:
         """Of the bundle."""
         return self.steps[-1].fingerprint
 
+    @property
+    def label(self) -> str:
+        """A short name, for logs and directories."""
+        return f"{self.spec.name}-{self.fingerprint[:8]}"
+
     def node(self, name: StepName) -> StepNode:
         """Return one step."""
         return next(step for step in self.steps if step.name is name)

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from builders.context import StepName
+from builders.errors import GateRefused
 from builders.graph import BuildGraph
+from builders.home import log_file
 from serve.artifacts.fingerprint import fingerprint
 from serve.artifacts.port import ArtifactStore
 from serve.artifacts.step_record import StepRecord
@@ -43,7 +45,27 @@ def is_refusal(result: Mapping[str, object]) -> bool:
     return result.get("passed") is False
 
 
-def refusal_text(record: StepRecord) -> str:
-    """Return why the gate refused."""
-    reasons = [str(reason) for reason in record.result.get("reasons", ())] or ["it gives no reason"]
-    return "the gate refused the candidate: " + "; ".join(reasons)
+def refusal(store: ArtifactStore, graph: BuildGraph, record: StepRecord, when: str = "") -> GateRefused:
+    """Return what the gate said as an error, with its reports in a directory of this machine.
+
+    Args:
+        store: Of the record.
+        graph: The build.
+        record: Of the step that refused.
+        when: Added to the message.
+    """
+    reports = log_file(graph.label, record.step).with_name("refused")
+    store.materialize(record.files, reports)
+    reasons = "; ".join(str(reason) for reason in record.result.get("reasons", ())) or "it gives no reason"
+    return GateRefused(record.step, f"the gate refused the candidate: {reasons}{when}", log=str(reports))
+
+
+def check_refusal(store: ArtifactStore, graph: BuildGraph) -> None:
+    """Check that the gate did not refuse this candidate before.
+
+    Raises:
+        GateRefused: It did.
+    """
+    record = find_refusal(store, graph)
+    if record is not None and store.find_step(graph.node(StepName.VERIFY).fingerprint) is None:
+        raise refusal(store, graph, record, f" (found {record.created}; --retry verifies again)")

@@ -90,7 +90,8 @@ def print_failure(console: Console, failure: BuildFailed, *, verbose: bool) -> N
     _print(console, f"raytrt build: {failure}")
     if failure.log:
         _print(console, f"{'Its reports' if isinstance(failure, GateRefused) else 'Its log'}: {failure.log}")
-    _print(console, "What other steps finished is kept; the same command goes on from there.")
+    if not isinstance(failure, GateRefused):
+        _print(console, "What other steps finished is kept; the same command goes on from there.")
 
 
 def outline_to_json(outline: BuildOutline) -> dict[str, Any]:

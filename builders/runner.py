@@ -12,12 +12,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from builders.context import StepName
 from builders.display import BuildDisplay, duration
-from builders.errors import BuildFailed, GateRefused
+from builders.errors import BuildFailed
 from builders.graph import BuildGraph, StepNode, StepState, files_of, visible_spec
-from builders.home import log_file
 from builders.locking import locked
 from builders.progress import ProgressBoard
-from builders.records import find_records, find_refusal, is_refusal, refusal_text
+from builders.records import check_refusal, find_records, is_refusal, refusal
 from builders.step_order import STEPS, StepOrder
 from builders.step_runner import StepRunner
 from serve.artifacts.manifest import Manifest
@@ -71,7 +70,7 @@ class BuildRunner:
             published = await asyncio.to_thread(self.store.find_bundle, self.graph.fingerprint)
             states = self.graph.states({record.fingerprint for record in records.values()}, published is not None)
             if states.get(StepName.VERIFY) is StepState.RUN and not self.retry:
-                await self._raise_if_refused()
+                await asyncio.to_thread(check_refusal, self.store, self.graph)
             self._show(states)
             if published is not None:
                 return published, False
@@ -133,7 +132,7 @@ class BuildRunner:
         record = StepRecord.model_validate(answer)
         if is_refusal(record.result):
             self.display.ended(step.name, "refused")
-            raise await self._refusal(record)
+            raise await asyncio.to_thread(refusal, self.store, self.graph, record)
         self.display.ended(step.name, "done", duration(record.seconds))
         return record
 
@@ -145,7 +144,7 @@ class BuildRunner:
     def _order(self, step: StepNode, records: Mapping[StepName, StepRecord]) -> StepOrder:
         spec = self.graph.spec
         return StepOrder(
-            build=self._build,
+            build=self.graph.label,
             step=step.name,
             fingerprint=step.fingerprint,
             spec=visible_spec(spec, step.name).model_dump(mode="json"),
@@ -157,17 +156,6 @@ class BuildRunner:
             package=self.package,
             hide_gpus=not any(bundle.get("GPU") for bundle in step.resources.bundles),
         )
-
-    async def _raise_if_refused(self) -> None:
-        record = await asyncio.to_thread(find_refusal, self.store, self.graph)
-        if record is not None:
-            raise await self._refusal(record, f" (found {record.created}; --retry verifies again)")
-
-    async def _refusal(self, record: StepRecord, when: str = "") -> GateRefused:
-        """Return what the gate says, with its reports in a directory of this machine."""
-        reports = log_file(self._build, StepName.VERIFY.value).with_name("refused")
-        await asyncio.to_thread(self.store.materialize, record.files, reports)
-        return GateRefused(StepName.VERIFY.value, refusal_text(record) + when, log=str(reports))
 
     async def _watch(self, board: Any) -> None:
         with contextlib.suppress(RayError):  # only a board
@@ -181,10 +169,6 @@ class BuildRunner:
         for name, state in states.items():
             if state is StepState.CACHED:
                 self.display.ended(name, "cached")
-
-    @property
-    def _build(self) -> str:
-        return f"{self.graph.spec.name}-{self.graph.fingerprint[:8]}"
 
     @property
     def _holder(self) -> str:
