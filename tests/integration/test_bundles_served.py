@@ -23,6 +23,7 @@ from tests.integration.serving import Serving
 BIN = Path(sys.executable).parent
 DEPLOY_LIMIT_S = 200.0
 CLIENTS = 2
+PAUSE_S = 0.05  # of a client; the cores are needed for new replicas, too
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +97,11 @@ def ask(serving: Serving, into: Answers) -> None:
 
 @contextmanager
 def load(serving: Serving) -> Iterator[Answers]:
-    """Clients that ask without a pause, until the block ends."""
+    """Clients that ask again and again, until the block ends."""
     answers, stop = Answers(), threading.Event()
 
     def keep_asking() -> None:
-        while not stop.is_set():
+        while not stop.wait(PAUSE_S):
             ask(serving, answers)
 
     clients = [threading.Thread(target=keep_asking) for _ in range(CLIENTS)]
