@@ -10,7 +10,7 @@ from builders.compile.subject import Compiled, read_subject
 from builders.context import StepContext
 from serve.artifacts.manifest import CACHES, RUNTIME, BundleRuntime
 from serve.engines.trtllm.arguments import plan_engine
-from serve.engines.trtllm.jit_caches import FOLDER, cache_environ, collect_caches
+from serve.engines.trtllm.jit_caches import FOLDER, cache_environ, collect_caches, origin_of
 from serve.engines.trtllm.line import Installation, detect
 from serve.engines.trtllm.model_directory import read_model_directory
 from serve.engines.trtllm.orchestration import Orchestration, engine_environ
@@ -77,7 +77,8 @@ def _warm(
         context.spec.target.time_limit_s * _SHARE,
         lambda stage: context.progress(0.1, 1.0, stage),
     )
-    kept = collect_caches(caches, context.output / CACHES / FOLDER)
+    origin = origin_of(report.version, context.node)
+    kept = collect_caches(caches, context.output / CACHES / FOLDER, origin)
     notes = [] if kept else [f"TensorRT-LLM {report.version} left nothing in its caches: starts are not shortened."]
     return kept, report.parts_s, notes
 

@@ -9,9 +9,11 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from serve.artifacts.node_probe import probe_node
 from serve.core.parallel import ParallelLayout
 from serve.core.request import GenerateRequest, SamplingParams, pack_tokens
 from serve.engines.protocol import EngineInfo
@@ -22,7 +24,7 @@ from serve.engines.trtllm.daemon_threads import Errands, call_in_thread
 from serve.engines.trtllm.engine_info import Limits, check_capacity, engine_info, engine_limits
 from serve.engines.trtllm.failures import classify
 from serve.engines.trtllm.flights import Flight
-from serve.engines.trtllm.jit_caches import with_caches
+from serve.engines.trtllm.jit_caches import CacheOrigin, origin_of, with_caches
 from serve.engines.trtllm.kv_events import EventTranslator
 from serve.engines.trtllm.library import Library, load_library, make_sampling_params
 from serve.engines.trtllm.line import Backend, detect
@@ -135,7 +137,8 @@ async def load(
     installation = detect()
     model = read_model_directory(model_dir)
     if choose_backend(settings, model, installation.line) is Backend.PYTORCH:
-        settings = with_caches(settings, model.path, _private_directory)
+        origin = partial(_origin, installation.version)
+        settings = with_caches(settings, model.path, origin, _private_directory)
     plan = plan_engine(settings, layout, orchestration, model, installation.line, installation.version)
     limits = engine_limits(plan, settings, json.loads((model.path / "config.json").read_text()))
     claim_process()
@@ -163,6 +166,10 @@ async def load(
         _log.warning("%s", warning)
     _log.info("TensorRT-LLM %s started in %.0f s. %s", installation.version, progress.elapsed_s, _metrics(llm))
     return loaded
+
+
+def _origin(version: str) -> CacheOrigin:
+    return origin_of(version, probe_node())
 
 
 def _private_directory() -> Path:
