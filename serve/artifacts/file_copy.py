@@ -5,12 +5,7 @@ There is no detour through this process then, and no copy at all on file systems
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
-
-from blake3 import blake3
-
-from serve.errors import BundleCorrupt
 
 CHUNK_BYTES = 8 << 20
 # What `copy_file_range` says where it does not work: other file systems, old kernels, some network file systems.
@@ -28,31 +23,6 @@ def copy_file(source: Path, target: Path) -> int:
         copied = copy_range(reader.fileno(), writer.fileno(), 0, size)
         os.fsync(writer.fileno())
     return copied
-
-
-def copy_file_hashed(source: Path, target: Path, read: Callable[[int], None]) -> str:
-    """Copy a file's content into a new file, flush it to the disk, and return its BLAKE3.
-
-    Args:
-        source: The file.
-        target: The new one.
-        read: Told how many more bytes are done.
-
-    Raises:
-        FileExistsError: There is such a file.
-    """
-    hasher = blake3(max_threads=blake3.AUTO)
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
-        # The copy is made in the kernel, from what this has just read.
-        while count := reader.readinto(buffer):
-            start = reader.tell() - count
-            if copy_range(reader.fileno(), writer.fileno(), start, count) != count:
-                raise BundleCorrupt(f"{source} was cut short while it was read")
-            hasher.update(buffer[:count])
-            read(count)
-        os.fsync(writer.fileno())
-    return hasher.hexdigest()
 
 
 def copy_range(source: int, target: int, start: int, length: int) -> int:

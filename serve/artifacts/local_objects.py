@@ -6,11 +6,13 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from serve.artifacts.digests import hash_file
 from serve.artifacts.exclusive import create_by_settling
-from serve.artifacts.file_copy import copy_file, copy_file_hashed, copy_range, flush_directory
+from serve.artifacts.file_copy import copy_file, copy_range, flush_directory
 from serve.artifacts.file_state import FileState, check_unchanged
 from serve.artifacts.mounts import NETWORK_STALENESS_S, is_on_network
 from serve.artifacts.objects import ObjectInfo
@@ -150,8 +152,11 @@ class LocalObjects:
         """Do as `upload`, under a key that follows from the content; return the BLAKE3 of that."""
 
         def action() -> str:
-            with self._temporary() as temporary:
-                digest = copy_file_hashed(source, temporary, read)
+            # Side by side, so that neither waits for the other; whoever comes second finds the file in memory.
+            with self._temporary() as temporary, ThreadPoolExecutor(1, thread_name_prefix="digest") as hashing:
+                hashed = hashing.submit(hash_file, source, read)
+                copy_file(source, temporary)
+                digest = hashed.result()
                 check_unchanged(source, state)
                 temporary.chmod(0o444)
                 if self.size(key_of(digest)) != state.size_bytes:

@@ -69,7 +69,7 @@ class Objects(Protocol):
 
     @property
     def renames(self) -> bool:
-        """Whether `ingest` reads a file only once; else it reads it twice, as the key has to be known to write."""
+        """Whether `ingest` hashes a file while it writes it; else it hashes it first, to know the key."""
 
     def ingest(self, source: Path, state: FileState, key_of: Callable[[str], str], read: Callable[[int], None]) -> str:
         """Do as `upload`, under a key that follows from the content; return the BLAKE3 of that.
