@@ -33,7 +33,7 @@ ARGS: dict[str, Any] = {
     ],
     "gateway": {"num_cpus": 0.05, "replicas": 2},
 }
-DEADLINE_S = 90.0
+DEADLINE_S = 200.0  # of a machine that is busy with other tests
 
 
 @pytest.fixture(scope="module")
