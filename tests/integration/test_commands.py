@@ -39,7 +39,9 @@ DEADLINE_S = 200.0  # of a machine that is busy with other tests
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """`serve run CONFIG`, as someone does who knows Ray and nothing of ours."""
-    serving = Serving(copy.deepcopy(ARGS), tmp_path_factory.mktemp("plain"), ("serve", "run"))
+    # Beside other tests: `serve run` joins whatever Ray happens to run on this machine, unless it is told not to.
+    alone = {"RAY_ADDRESS": "local"}
+    serving = Serving(copy.deepcopy(ARGS), tmp_path_factory.mktemp("plain"), ("serve", "run"), alone)
     try:
         serving.wait_until_ready()
         yield serving
