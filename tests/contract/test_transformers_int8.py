@@ -1,6 +1,7 @@
 """The transformers engine with weights in 8 bits: streams as the suite wants them, and the numbers that they stand for.
 
-What else the suite has does not touch the weights, and is tested with whole ones.
+What else the suite has does not touch the weights, and is tested with whole ones. How they are split over tensor ranks
+is in tests/unit/engines/transformers/test_int8.py.
 """
 
 from pathlib import Path
@@ -16,7 +17,6 @@ from serve.engines.transformers.engine import TransformersEngine
 from serve.engines.transformers.settings import TransformersSettings
 from tests.contract.engine_conformance_case import GREEDY, EngineCase, EngineLimits, EngineProbe
 from tests.contract.engine_conformance_streams import StreamConformance
-from tests.contract.test_transformers_tensor_parallel import check_equal
 from tests.unit.engines.transformers.int8_model import make_int8, make_whole
 from tests.unit.engines.transformers.tiny_model import TINY, VOCAB_SIZE, make_tiny_model
 
@@ -54,10 +54,6 @@ class TestTransformersInt8(StreamConformance):
             assert entry is not None
             assert entry.logprob == pytest.approx(row[entry.token_id].item(), abs=1e-4)
             assert [token for token, _ in entry.top] == row.topk(4).indices.tolist()
-
-
-async def test_two_ranks_compute_what_one_does(checkpoint: Path) -> None:
-    await check_equal(checkpoint, TransformersSettings(**{**SIZES, "kv_cache_tokens": 1024}))
 
 
 OTHER_MODELS: dict[str, Any] = {

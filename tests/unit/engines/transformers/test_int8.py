@@ -66,6 +66,36 @@ def test_weights_stay_in_8_bits(checkpoint: Path) -> None:
     assert not any(name in f"{parameter}." for name in kept for parameter, _ in model.named_parameters())
 
 
+class TwoRanks:
+    """Stands where a group of two ranks does; what they exchange is added up by the test."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.world_size, self.device = rank, 2, torch.device("cpu")
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+def test_tensor_ranks_have_parts_of_the_weights_and_of_their_scales(checkpoint: Path) -> None:
+    whole = load_model(checkpoint, CPU).model
+    halves = [load_model(checkpoint, CPU, TwoRanks(rank)).model for rank in (0, 1)]  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in whole.named_modules():
+        if not isinstance(layer, Int8Linear):
+            continue
+        parts = [half.get_submodule(name) for half in halves]
+        assert all(isinstance(part, Int8Linear) for part in parts)
+        hidden = torch.randn(3, layer.in_features, generator=generator)
+        with torch.no_grad():
+            expected = layer(hidden)
+            if name.endswith(("o_proj", "down_proj")):  # each has some of the inputs, and adds its part
+                inputs = hidden.chunk(2, -1)
+                computed = sum(part(piece) for part, piece in zip(parts, inputs, strict=True))
+            else:
+                computed = torch.cat([part(hidden) for part in parts], -1)
+        assert torch.allclose(torch.as_tensor(computed), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("quantization", "says"),
     [
