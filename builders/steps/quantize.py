@@ -18,9 +18,9 @@ def run(context: StepContext) -> dict[str, Any]:
 
     Returns:
         `recipe`, `algorithm`, `kv_cache_algorithm`, `format` (unified or tensorrt-llm), `producer`,
-        `min_compute_capability`, `excluded`; how it was calibrated; `relative_error` (mean, worst, and of each layer:
-        norm of the weight's change over its norm); `size_bytes`, `source_bytes`, `seconds`, `peak_memory_bytes`,
-        `device`, `notes`.
+        `min_compute_capability`, `excluded`, `device`, `notes`; `calibration` (samples, tokens, seed, texts; None: not
+        needed); `relative_error` (mean, worst, and of each layer: norm of the weight's change over its norm);
+        `size_bytes`, `source_bytes`, `seconds`. Of what ModelOpt made also `kv_scales`, `peak_memory_bytes`, `parts_s`.
 
     Raises:
         ConfigError: The settings fit neither the source, nor its texts.
