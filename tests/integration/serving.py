@@ -115,6 +115,14 @@ class Serving:
         except psutil.NoSuchProcess:
             return []
 
+    def process_names(self) -> set[str]:
+        """Return the names of what it started and that is alive; Ray's own helpers come and go meanwhile."""
+        names = set()
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                names.add(process.name())
+        return names
+
     def replica_pids(self, deployment: str) -> list[int]:
         """Return the process ids of a deployment's replicas, oldest first."""
         found = []

@@ -141,8 +141,7 @@ def test_ctrl_c_ends_everything_that_was_started(tmp_path: Path) -> None:
     try:
         serving.wait_until_ready()
         processes = serving.processes()
-        names = {process.name() for process in processes}
-        assert {"raylet", "haproxy"} <= names
+        assert {"raylet", "haproxy"} <= serving.process_names()
         serving.interrupt()
         _, alive = psutil.wait_procs(processes, timeout=10)
         assert not alive
