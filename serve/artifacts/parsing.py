@@ -3,6 +3,7 @@
 from pydantic import ValidationError
 
 from serve.artifacts.manifest import Manifest
+from serve.artifacts.sealing import seal, unseal
 from serve.core.strict_model import describe_mistakes
 from serve.errors import BundleCorrupt
 
@@ -19,9 +20,11 @@ def parse_manifest(data: bytes, source: str, fingerprint: str | None = None) -> 
         BundleCorrupt: It is none, or another bundle's.
     """
     try:
-        manifest = Manifest.model_validate_json(data)
+        manifest = Manifest.model_validate(unseal(data))
     except ValidationError as exc:
         raise BundleCorrupt(f"{source} is no manifest of a bundle:\n{describe_mistakes(exc, 'manifest')}") from None
+    except ValueError as exc:
+        raise BundleCorrupt(f"{source} is no manifest of a bundle: {exc}") from None
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise BundleCorrupt(f"{source} is the manifest of {manifest.fingerprint}, not of {fingerprint}")
     return manifest
@@ -29,4 +32,4 @@ def parse_manifest(data: bytes, source: str, fingerprint: str | None = None) -> 
 
 def write_manifest(manifest: Manifest) -> bytes:
     """Write a manifest, as stores and directories have it."""
-    return (manifest.model_dump_json(indent=1) + "\n").encode()
+    return seal(manifest.model_dump(mode="json"))

@@ -21,6 +21,7 @@ from serve.artifacts.manifest import MANIFEST, FileEntry, Manifest
 from serve.artifacts.objects import Objects
 from serve.artifacts.port import ByteProgress
 from serve.artifacts.roots import Pending, Roots
+from serve.artifacts.sealing import seal
 from serve.artifacts.step_record import StepRecord
 from serve.artifacts.transfer_pools import transfer
 
@@ -140,4 +141,4 @@ def _entry(source: FoundFile, digest: str) -> FileEntry:
 
 
 def _json(record: Manifest | StepRecord) -> bytes:
-    return (record.model_dump_json(indent=1) + "\n").encode()
+    return seal(record.model_dump(mode="json"))

@@ -40,6 +40,7 @@ from serve.artifacts.publication import BUNDLES, STEPS, Publisher
 from serve.artifacts.reference import BundleReference
 from serve.artifacts.resolution import resolve
 from serve.artifacts.roots import Roots
+from serve.artifacts.sealing import unseal
 from serve.artifacts.step_record import StepRecord
 from serve.artifacts.uses import Uses
 from serve.core.strict_model import describe_mistakes
@@ -132,8 +133,8 @@ class Store:
         if data is None:
             return None
         try:
-            record = StepRecord.model_validate_json(data)
-        except ValidationError as exc:
+            record = StepRecord.model_validate(unseal(data))
+        except ValueError as exc:  # a ValidationError is one
             _log.warning("%s/%s cannot be read, so the step is done again: %s", self.url, key, exc)
             return None
         if record.fingerprint != fingerprint or missing_blobs(self._objects, record.files):

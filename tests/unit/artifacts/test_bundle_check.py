@@ -1,18 +1,21 @@
 """Directories that are not what their manifest says are refused, with the file and both sides."""
 
+import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.artifacts.bundle_check import check_bundle, verify_directory
+from serve.artifacts.bundle_check import check_bundle, read_manifest, verify_directory
 from serve.artifacts.cache_place import PLACE_VARIABLE
 from serve.artifacts.manifest import Manifest
 from serve.artifacts.parsing import parse_manifest, write_manifest
+from serve.artifacts.sealing import seal
 from serve.artifacts.store import Store
 from serve.errors import BundleCorrupt
 from tests.unit.artifacts.fakes import MemoryObjects, manifest_fields, write_files
@@ -101,7 +104,9 @@ def edited(bundle: Path, *edits: tuple[str, str]) -> None:
     for old, new in edits:
         assert old in text
         text = text.replace(old, new)
-    path.write_text(text)
+    document = json.loads(text)
+    del document["checksum"]
+    path.write_bytes(seal(document))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,26 @@ def edited(bundle: Path, *edits: tuple[str, str]) -> None:
 def test_manifests_that_were_tampered_with_are_refused(bundle: Path, edits: list[tuple[str, str]], told: str) -> None:
     edited(bundle, *edits)
     with pytest.raises(BundleCorrupt, match=told):
+        verify_directory(bundle)
+
+
+def test_any_changed_byte_of_a_manifest_is_seen_or_means_the_same(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    data, manifest = path.read_bytes(), read_manifest(bundle)
+    for at in range(len(data)):
+        changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        if data[at : at + 1].isspace():
+            with suppress(BundleCorrupt):
+                assert parse_manifest(changed, "somewhere") == manifest
+        else:
+            with pytest.raises(BundleCorrupt, match="somewhere"):
+                parse_manifest(changed, "somewhere")
+
+
+def test_a_manifest_that_was_edited_is_refused(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"tensor": 2', '"tensor": 1'))
+    with pytest.raises(BundleCorrupt, match=r"its checksum is blake3:\w+, and that of its content blake3:\w+: it was "):
         verify_directory(bundle)
 
 
