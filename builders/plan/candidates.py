@@ -126,12 +126,7 @@ def tensor_sizes(shape: ModelShape, offer: Offer) -> list[int]:
     if 1 < gpu.nvlink_gpus < offer.node_gpus:
         together = gpu.nvlink_gpus  # pairs with a bridge
     sizes = [size for size in (1, 2, 4, 8, 16) if size <= min(together, _LARGEST_TENSOR)]
-    return [size for size in sizes if _divides_heads(shape, size)]
-
-
-def _divides_heads(shape: ModelShape, tensor: int) -> bool:
-    fits_keys = shape.latent is not None or shape.kv_heads % tensor == 0 or tensor % shape.kv_heads == 0
-    return shape.heads % tensor == 0 and fits_keys
+    return [size for size in sizes if shape.divides_over(size)]
 
 
 def _fills_nodes(tensor: int, world: int, node_gpus: int) -> bool:

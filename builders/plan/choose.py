@@ -11,8 +11,6 @@ from builders.plan.request import PlanRequest
 
 # Of figures that are no whole numbers: closer than this is as good, and the less lossy quantization is preferred.
 _AS_GOOD = 1.02
-# Of what a replica can carry within the limits: more is as near to the edge as the predictions are good.
-_CROWDED = 0.9
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ def choose(request: PlanRequest) -> Choice | None:
 def rank(good: list[Evaluation], request: PlanRequest) -> list[Evaluation]:
     """Put candidates in order.
 
-    The objective decides. Of those that are as good as the best of the rest, those come first that are not at the edge
-    of what they can carry, then the one with the least lossy quantization, the fewest GPUs, the simplest layout.
+    The objective decides. Of those that are as good as the best of the rest, the one comes first that has the least
+    lossy quantization, then the fewest GPUs, the simplest layout.
     """
     value = _VALUES[request.objective]
     left = sorted(good, key=lambda evaluation: value(evaluation))
@@ -116,9 +114,6 @@ _VALUES: dict[Objective, Callable[[Evaluation], float]] = {
 
 
 def _preference(evaluation: Evaluation) -> tuple[float, ...]:
-    split, state = evaluation.candidate.split, _state(evaluation)
-    most = evaluation.most or state
-    # Where all run at their limit, as offline, none is crowded.
-    crowded = state is not most and state.rate_per_s > _CROWDED * most.rate_per_s
+    split = evaluation.candidate.split
     complexity = split.pipeline + (split.experts_apart > 1) + split.attention_dp
-    return (crowded, evaluation.candidate.lossiness, evaluation.gpus, complexity, request_s(evaluation))
+    return (evaluation.candidate.lossiness, evaluation.gpus, complexity, request_s(evaluation))

@@ -37,6 +37,7 @@ _GOAL_FLAGS = {
     "output_tokens": (int, "N", "mean length of outputs; default 256"),
     "length_deviation": (float, "X", "standard deviation of both, as a share of the mean; default 0.5"),
     "cached_share": (float, "X", "share of the prompts' tokens that is found in the cache; default 0"),
+    "headroom": (float, "X", "share of what a replica can carry that is kept free of the rate; default 0.1"),
     "context_tokens": (int, "N", "longest prompt and output together; default: what fits"),
     "gpus": (int, "N", "GPUs that there are, of each kind; default: as many as it takes"),
 }

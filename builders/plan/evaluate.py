@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from builders.plan.candidates import Candidate
-from builders.plan.goal import Objective
+from builders.plan.goal import Goal, Objective
 from builders.plan.load import Load, SteadyState
 from builders.plan.memory import longest_sequence
 from builders.plan.request import PlanRequest
@@ -61,6 +61,11 @@ class Evaluation:
         """Of all GPUs; None: the price is not known."""
         price = self.candidate.offer.dollars_per_hour
         return None if price is None else price * self.gpus
+
+
+def planned_rate(most: SteadyState, goal: Goal) -> float:
+    """Return the requests a second that a replica is planned with, of the most that it can carry."""
+    return most.rate_per_s * (1.0 - goal.headroom)
 
 
 def latency_of(request: PlanRequest, candidate: Candidate) -> RooflineLatency:
@@ -120,9 +125,9 @@ def _with_replicas(request: PlanRequest, evaluation: Evaluation, most: SteadySta
     goal, candidate = request.goal, evaluation.candidate
     replicas, state = 1, most
     if goal.rate_per_s is not None:
-        if most.rate_per_s * _MOST_REPLICAS < goal.rate_per_s:
+        if planned_rate(most, goal) * _MOST_REPLICAS < goal.rate_per_s:
             return replace(evaluation, obstacle=Obstacle.LOAD, most=most)
-        replicas = math.ceil(goal.rate_per_s / most.rate_per_s * (1.0 - 1e-9))
+        replicas = math.ceil(goal.rate_per_s / planned_rate(most, goal) * (1.0 - 1e-9))
         state = evaluation.load.at(goal.rate_per_s / replicas)
     elif request.objective is Objective.LOWEST_LATENCY:
         state = evaluation.load.idle

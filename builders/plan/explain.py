@@ -248,7 +248,7 @@ def _replicas(request: PlanRequest, evaluation: Evaluation) -> list[tuple[str, s
     world = evaluation.candidate.split.world_size
     lines = []
     if goal.rate_per_s is not None:
-        formula = f"{goal.rate_per_s:g}/s / {most.rate_per_s:.2f}/s, rounded up"
+        formula = f"{goal.rate_per_s:g}/s / ({1.0 - goal.headroom:g} x {most.rate_per_s:.2f}/s), rounded up"
         lines.append(("replicas", formula, str(evaluation.replicas)))
     lines.append(("GPUs", f"{evaluation.replicas} x {world} of each replica", str(evaluation.gpus)))
     output = output_tokens_per_s(evaluation, request)

@@ -39,6 +39,12 @@ class Goal(StrictModel):
     rate_per_s: PositiveFloat | None = Field(
         default=None, description="Requests a second, arriving at random. None: as many as one replica can serve."
     )
+    headroom: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of what a replica can carry that the rate leaves free: predictions err, and loads vary.",
+    )
     ttft_ms: PositiveFloat | None = Field(default=None, description="Limit of the time to the first token.")
     tpot_ms: PositiveFloat | None = Field(default=None, description="Limit of the time of each further token.")
     percentile: float = Field(default=95.0, ge=50, lt=100, description="Of the requests that have to meet each limit.")

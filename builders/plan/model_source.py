@@ -2,6 +2,7 @@
 
 import json
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from serve.errors import ConfigError
 
 SHAPE_EXAMPLE = "layers=32,hidden=4096,heads=32,kv_heads=8,head_dim=128,intermediate=14336,vocab=128256"
 REMEDY = f"describe the model by its shape instead: --shape {SHAPE_EXAMPLE}"
+_HUB_TIMEOUT_S = 10.0
 _SUFFIXES = re.compile(r"-(instruct|chat|it|hf|base|v0\.\d|\d{4})(?=-|$)")
 _FIELDS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab")
 
@@ -84,9 +86,11 @@ def known_name(text: str) -> str | None:
 
 def _of_directory(text: str, directory: Path) -> PlannedModel:
     if not directory.exists():
+        close = get_close_matches(text.lower(), CONFIGS, n=3)
+        meant = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise ConfigError(
-            f"model: {text!r} is no directory and no model that is known by name; give a checkpoint's directory, "
-            f"organisation/model of the Hugging Face hub, or one of {', '.join(CONFIGS)}"
+            f"model: {text!r} is no directory and no model that is known by name{meant}; give a checkpoint's "
+            f"directory, organisation/model of the Hugging Face hub, or one of {', '.join(CONFIGS)}"
         )
     builtin = text.startswith(BUILTIN)
     name = text.removeprefix(BUILTIN) if builtin else directory.name
@@ -95,23 +99,44 @@ def _of_directory(text: str, directory: Path) -> PlannedModel:
 
 def _of_hub(location: HubLocation) -> PlannedModel:
     """Ask the hub, or its cache on this machine; without either, the name may be enough."""
-    name = location.repository.rpartition("/")[2]
+    name, unreachable = location.repository.rpartition("/")[2], None
     try:
         import huggingface_hub  # an extra: who builds from local checkpoints needs no hub
 
-        path = huggingface_hub.hf_hub_download(location.repository, "config.json", revision=location.revision)
+        unreachable = _why_unreachable(location)
+        path = huggingface_hub.hf_hub_download(
+            location.repository,
+            "config.json",
+            revision=location.revision,
+            local_files_only=unreachable is not None,
+        )
         return _planned(name, str(location), read_checkpoint(Path(path), REMEDY))
     except ConfigError:
         raise
     except Exception as exc:  # of several HTTP libraries, by version
         known = known_name(location.repository)
         if known is None:
-            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+            why = unreachable or exc
+            reason = (str(why).strip() or type(why).__name__).splitlines()[0]
             raise ConfigError(
                 f"model: config.json of {location} cannot be read ({reason}); give a local directory, one of "
                 f"{', '.join(CONFIGS)}, or {REMEDY}"
             ) from exc
         return _known(known, str(location))
+
+
+def _why_unreachable(location: HubLocation) -> Exception | None:
+    """Ask the hub for a model once, where a download would try for half a minute; returns why there is no answer."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(location.repository, revision=location.revision, timeout=_HUB_TIMEOUT_S)
+    except HfHubHTTPError:
+        raise
+    except Exception as exc:  # of several HTTP libraries, by version
+        return exc
+    return None
 
 
 def _of_url(url: str) -> Checkpoint:

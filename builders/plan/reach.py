@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from builders.plan.evaluate import Evaluation, Obstacle
+from builders.plan.evaluate import Evaluation, Obstacle, planned_rate
 from builders.plan.goal import Goal
 from builders.plan.load import SteadyState
 from builders.plan.request import PlanRequest
@@ -70,9 +70,9 @@ def _at_all_gpus(goal: Goal, evaluation: Evaluation) -> SteadyState | None:
         return None
     share = 0.0 if goal.rate_per_s is None else goal.rate_per_s / replicas
     most = evaluation.load.most(None, None)
-    return None if most is None or most.rate_per_s < share else evaluation.load.at(share)
+    return None if most is None or planned_rate(most, goal) < share else evaluation.load.at(share)
 
 
 def _rate_of_all_gpus(goal: Goal, evaluation: Evaluation) -> float:
     replicas = _replicas(goal, evaluation)
-    return 0.0 if evaluation.most is None or math.isinf(replicas) else evaluation.most.rate_per_s * replicas
+    return 0.0 if evaluation.most is None or math.isinf(replicas) else planned_rate(evaluation.most, goal) * replicas

@@ -76,6 +76,11 @@ class ModelShape(StrictModel):
             raise ValueError(f"head_dim={self.head_dim} has to exceed latent.rope_dim={self.latent.rope_dim}; raise it")
         return self
 
+    def divides_over(self, tensor: int) -> bool:
+        """Return whether so many ranks can share the heads: each has as many, or a copy of a key-value head."""
+        fits_keys = self.latent is not None or self.kv_heads % tensor == 0 or tensor % self.kv_heads == 0
+        return self.heads % tensor == 0 and fits_keys
+
     # Weights
 
     @property

@@ -40,6 +40,18 @@ def test_the_fewest_gpus_are_chosen_and_of_equals_the_least_lossy() -> None:
     assert (calm.candidate.recipe, calm.gpus) == ("none", 1)
 
 
+@pytest.mark.parametrize("headroom", [0.0, 0.1, 0.4])
+def test_each_replica_keeps_some_of_what_it_can_carry_free(headroom: float) -> None:
+    for evaluation in chosen(request(rate_per_s=200, headroom=headroom, **CHAT)).ranked:
+        state, most = evaluation.state, evaluation.most
+        assert state is not None
+        assert most is not None
+        allowed = most.rate_per_s * (1 - headroom)
+        assert state.rate_per_s <= allowed * 1.000001
+        if evaluation.replicas > 1:  # with one replica less it would not
+            assert 200 / (evaluation.replicas - 1) > allowed * 0.999999
+
+
 def test_more_requests_take_more_gpus() -> None:
     gpus = [chosen(request(rate_per_s=rate, **CHAT)).best.gpus for rate in (10, 100, 1000)]
     assert gpus == sorted(gpus)

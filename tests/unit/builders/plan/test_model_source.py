@@ -89,6 +89,7 @@ def test_a_wrong_shape_is_refused(shape: str, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
+        ("llama-3.1-8", r"known by name \(did you mean llama-3.1-8b"),
         ("./nowhere", "'./nowhere' is no directory and no model that is known by name"),
         ("lama-3.1-8b", "'lama-3.1-8b' is no directory .*llama-3.1-8b"),
         ("builtin:nothing", "there is no builtin:nothing; there is builtin:quickstart"),
