@@ -21,6 +21,7 @@ from typing import Literal
 
 from builders.evaluate.comparison import Comparison
 from builders.evaluate.intervals import samples_needed
+from builders.settings.quantize import Recipe
 from builders.settings.verify import GateSettings
 from serve.artifacts.certificates import Estimate, GateCheck
 
@@ -57,16 +58,16 @@ class _Limit:
         return f"{100 * value:.2f} %" if self.as_percent else f"{value:.4g}"
 
 
-def decide(comparison: Comparison, gate: GateSettings) -> GateVerdict:
-    """Decide about a candidate."""
-    checks = list(_checks(comparison, gate))
+def decide(comparison: Comparison, gate: GateSettings, recipe: Recipe = "none") -> GateVerdict:
+    """Decide about a candidate, whose weights are of a recipe."""
+    checks = list(_checks(comparison, gate, recipe))
     reasons = [check.reason for check in checks if not check.passed]
     if checks and all(check.measured is None for check in checks):
         reasons = ["nothing that the gate looks at could be measured: " + "; ".join(check.reason for check in checks)]
     return GateVerdict(not reasons, tuple(reasons), tuple(checks))
 
 
-def _checks(comparison: Comparison, gate: GateSettings) -> Iterable[GateCheck]:
+def _checks(comparison: Comparison, gate: GateSettings, recipe: Recipe) -> Iterable[GateCheck]:
     if gate.max_accuracy_drop is not None:
         for task in comparison.tasks:
             yield check_limit(_drop(task.name, gate.max_accuracy_drop), task.drop, gate.decide_by)
@@ -75,11 +76,12 @@ def _checks(comparison: Comparison, gate: GateSettings) -> Iterable[GateCheck]:
     if gate.min_greedy_agreement is not None:
         limit = _Limit("greedy agreement", "min_greedy_agreement", gate.min_greedy_agreement, 1.0, at_least=True)
         yield _check(limit, comparison.greedy_agreement, gate.decide_by, needed=True)
-    if gate.max_kl_divergence is not None:
-        limit = _Limit("KL divergence", "max_kl_divergence", gate.max_kl_divergence, 0.0)
-        yield _check(limit, comparison.kl_divergence, gate.decide_by, needed=True)
+    # Defaults of the settings: engines that cannot tell probabilities are judged by the rest.
+    if (kl_limit := gate.kl_limit(recipe)) is not None:
+        limit = _Limit("KL divergence", "max_kl_divergence", kl_limit, 0.0)
+        needed = gate.decide_by == "proof" or gate.max_kl_divergence != "auto"
+        yield _check(limit, comparison.kl_divergence, gate.decide_by, needed=needed)
     if gate.max_perplexity_ratio is not None:
-        # A default of the settings: engines that cannot tell probabilities are judged by the rest.
         limit = _Limit("perplexity ratio", "max_perplexity_ratio", gate.max_perplexity_ratio, 1.0)
         yield _check(limit, comparison.perplexity_ratio, gate.decide_by, needed=gate.decide_by == "proof")
 

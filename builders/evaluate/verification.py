@@ -60,7 +60,9 @@ async def _certify(
     async with running(candidate.place) as engine:
         outputs = await record(engine, _describe(engine, context), recording, context.progress)
         comparison = compare(reference, outputs)
-        report = _report(reference, outputs, comparison, decide(comparison, settings.gate))
+        report = _report(
+            reference, outputs, comparison, decide(comparison, settings.gate, context.spec.quantize.recipe)
+        )
         stops = candidate.encoder.stop_token_ids
         golden = await choose_golden(engine, outputs.texts, stops, settings.golden_samples)
         if not _copy_performance(context) and report.passed:

@@ -4,8 +4,12 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from builders.settings.quantize import TextsSettings
+from builders.settings.quantize import Recipe, TextsSettings
 from serve.core.strict_model import StrictModel
+
+_FOUR_BITS: frozenset[Recipe] = frozenset({"int4_awq", "nvfp4"})
+# Ten times and more of what good 8-bit weights show; scales that are off by 8 % exceed it (docs/verification.md).
+_AUTO_KL = 0.05
 
 
 class TaskSettings(StrictModel):
@@ -38,8 +42,17 @@ class GateSettings(StrictModel):
         description="Of every task, and of predicting the next token of the texts: absolute, 0.01 is one percent.",
     )
     min_greedy_agreement: float | None = Field(default=None, ge=0, le=1, description="Share of tokens.")
-    max_kl_divergence: NonNegativeFloat | None = Field(default=None, description="Nats a token.")
+    max_kl_divergence: Literal["auto"] | NonNegativeFloat | None = Field(
+        default="auto",
+        description="Nats a token. auto: 0.05 unless the recipe has 4-bit weights, which small models feel more.",
+    )
     max_perplexity_ratio: NonNegativeFloat | None = Field(default=1.05, description="Candidate over reference.")
+
+    def kl_limit(self, recipe: Recipe) -> float | None:
+        """Return the limit of the KL divergence for weights of a recipe, in nats a token; None: there is none."""
+        if self.max_kl_divergence != "auto":
+            return self.max_kl_divergence
+        return None if recipe in _FOUR_BITS else _AUTO_KL
 
 
 class VerifySettings(StrictModel):

@@ -4,7 +4,7 @@ from typing import Any
 
 from builders.context import StepContext
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 
 def run(context: StepContext) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from builders.evaluate.comparison import Comparison
 from builders.evaluate.gate import DecideBy, GateVerdict, decide
 from builders.evaluate.intervals import paired_difference, share
+from builders.settings.quantize import Recipe
 from builders.settings.verify import GateSettings
 from serve.artifacts.certificates import Estimate, TaskAccuracy
 
@@ -30,7 +31,9 @@ def measured(**figures: object) -> Comparison:
 
 
 def judge(comparison: Comparison, **gate: object) -> GateVerdict:
-    return decide(comparison, GateSettings.model_validate({"max_perplexity_ratio": None, **gate}))
+    return decide(
+        comparison, GateSettings.model_validate({"max_perplexity_ratio": None, "max_kl_divergence": None, **gate})
+    )
 
 
 def estimate(value: float, reach: float) -> Estimate:
@@ -103,6 +106,19 @@ def test_perplexity_that_may_not_have_risen_is_no_evidence() -> None:
     assert not judge(
         measured(perplexity_ratio=estimate(1.06, 0.02)), max_perplexity_ratio=1.05, decide_by="evidence"
     ).passed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "passed"),
+    [("none", False), ("int8_weight_only", False), ("fp8", False), ("int4_awq", True), ("nvfp4", True)],
+)
+def test_unless_said_otherwise_the_divergence_of_8_bits_is_limited(recipe: Recipe, passed: bool) -> None:
+    far = measured(kl_divergence=estimate(0.06, 0.01), tasks=(task(900, 6, 6, 1088),))
+    assert decide(far, GateSettings(), recipe).passed is passed
+    assert decide(far, GateSettings(max_kl_divergence=0.1), recipe).passed
+    assert not decide(far, GateSettings(max_kl_divergence=0.01), recipe).passed
+    assert decide(far, GateSettings(max_kl_divergence=None), recipe).passed
+    assert decide(measured(tasks=far.tasks), GateSettings(), recipe).passed  # an engine that cannot tell it
 
 
 def test_what_was_asked_for_and_could_not_be_measured_is_refused() -> None:
