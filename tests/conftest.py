@@ -15,6 +15,8 @@ settings.load_profile("raytrt")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 INTEGRATION = "tests/integration/"
+# Those that start Ray alone, and no service.
+LIGHT = ("tests/integration/test_builds.py", "tests/integration/test_mpi_group.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let workers share the tests by module, and all integration tests be one worker's.
+    """Let workers share the tests by module, and most integration tests be one worker's.
 
     These start whole systems, and two at a time would take each other's cores.
     """
@@ -32,6 +34,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it is untyped here
         def _split_scope(self, nodeid: str) -> str:
-            return INTEGRATION if nodeid.startswith(INTEGRATION) else nodeid.partition("::")[0]
+            module = nodeid.partition("::")[0]
+            return INTEGRATION if module.startswith(INTEGRATION) and module not in LIGHT else module
 
     return Scheduling(config, log)

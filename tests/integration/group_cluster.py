@@ -79,12 +79,6 @@ class GroupReplica:
             return [*times, -1.0, time.monotonic()]
         return times
 
-    async def tokens(self, name: str, prompt: list[int], max_tokens: int) -> list[int]:
-        """Return the greedy continuation of a prompt."""
-        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-        request = GenerateRequest(name, "m", pack_tokens(prompt), sampling)
-        return [token async for delta in self._group.generate(request) for token in delta.token_ids]
-
     async def check_health(self) -> None:
         """Called by Serve."""
         try:

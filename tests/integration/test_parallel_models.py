@@ -115,9 +115,11 @@ def test_a_killed_rank_has_its_group_replaced(serving: Serving) -> None:
     assert ask(serving, "split")[0] == before
 
 
-def test_nothing_is_left_behind(serving: Serving) -> None:
+def test_ctrl_c_ends_everything_that_was_started(serving: Serving) -> None:
     everything = serving.processes()
     assert ranks_of(serving)
+    assert {"raylet", "haproxy"} <= serving.process_names()
     serving.interrupt()
     _, alive = psutil.wait_procs(everything, timeout=30)
     assert not alive
+    assert serving.get("/health")[0] == 0

@@ -9,15 +9,11 @@ import pytest
 
 from serve.core.group_state import LogEntry, from_line, replay
 from serve.core.parallel import ParallelLayout
-from serve.core.placement import plan_placement
-from serve.engines.transformers.settings import TransformersSettings
 from serve.workers.group_settings import GroupSettings
 from serve.workers.processes import start_ticks
-from serve.workers.rank_program import make_program
 from tests.integration.group_cluster import (
     ENGINE,
     QUICKSTART,
-    SMALL_REPLICA,
     GroupCluster,
     ProgramWithChildren,
     WedgingProgram,
@@ -135,21 +131,6 @@ def test_a_rank_whose_program_hangs_is_lost(cluster: GroupCluster, handle: Any) 
     assert "rank 1: its process lives, but its program has not advanced for 1." in reason
     until(lambda: not processes_of(group["id"]), f"alive: {processes_of(group['id'])}")
     cluster.delete()
-
-
-def test_two_ranks_of_the_transformers_engine_say_what_one_says(cluster: GroupCluster, handle: Any) -> None:
-    settings = TransformersSettings(kv_cache_tokens=2048)
-    prompt = list(range(300, 340))
-    answers = []
-    for tensor in (1, 2):
-        plan = plan_placement(
-            ParallelLayout(tensor=tensor), "torch_distributed", replica=SMALL_REPLICA, rank={"CPU": 0.1}
-        )
-        running = cluster.deploy(plan, make_program(settings, QUICKSTART))
-        answers.append(running.tokens.remote(f"tp{tensor}", prompt, 24).result())
-        cluster.delete()
-    assert answers[0] == answers[1]
-    assert len(answers[0]) == 24
 
 
 def reapers_of(group: str, rank: str | None = None) -> list[int]:

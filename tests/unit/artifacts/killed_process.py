@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-# Those that change something; to be killed before one that does not is to be killed before the next one that does.
+# Those that change something; to be killed before one that does not is to be killed before the next one that does. A
+# directory that is made, mostly is there already, and means nothing while it is empty.
 _OPERATIONS = {
     "os.chmod",
     "os.link",
-    "os.mkdir",
     "os.remove",
     "os.rename",
     "os.rmdir",

@@ -111,7 +111,7 @@ def check_bodies(operation: str, mode: GenerationMode, data: st.DataObject) -> N
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("path", GENERATING)
 @given(data=st.data())
-@settings(FUZZ, max_examples=225)
+@settings(FUZZ, max_examples=100)
 def test_bodies_that_generate(path: str, mode: GenerationMode, data: st.DataObject) -> None:
     check_bodies(path, mode, data)
 
@@ -159,7 +159,7 @@ FIELDS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("path", GENERATING)
 @given(data=st.data())
-@settings(FUZZ, max_examples=300)
+@settings(FUZZ, max_examples=150)
 def test_any_value_in_any_field(path: str, data: st.DataObject) -> None:
     kind, least = FIELDS[path]
     names = data.draw(st.lists(st.sampled_from(kind.__struct_fields__), min_size=1, max_size=3))
@@ -169,7 +169,7 @@ def test_any_value_in_any_field(path: str, data: st.DataObject) -> None:
 
 
 @given(start=st.binary(max_size=30), headers=st.dictionaries(st.sampled_from(HEADERS), st.binary(max_size=20)))
-@settings(FUZZ, max_examples=300)
+@settings(FUZZ, max_examples=150)
 def test_any_bytes(start: bytes, headers: dict[bytes, bytes]) -> None:
     connection = Connection("/v1/completions", [start, b'{"model":"tiny","prompt":"Hi"}'])
     scope_headers = [(b"content-type", b"application/json"), *headers.items()]

@@ -127,7 +127,7 @@ class Scene:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(workload=workloads)
 def test_a_burst_reaches_every_replica(policy: str, workload: Workload) -> None:
     """Nothing ends, and nobody reports."""
@@ -138,7 +138,7 @@ def test_a_burst_reaches_every_replica(policy: str, workload: Workload) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(workload=workloads, in_flight=st.integers(1, 40))
 def test_steady_traffic_reaches_every_replica(policy: str, workload: Workload, in_flight: int) -> None:
     """Requests end in the order of their arrival; replicas store prompts and report after each."""
@@ -159,7 +159,7 @@ def test_steady_traffic_reaches_every_replica(policy: str, workload: Workload, i
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(workload=workloads, pause_s=st.sampled_from([0.01, 1.0, 100.0]))
 def test_one_request_at_a_time_reaches_every_replica(policy: str, workload: Workload, pause_s: float) -> None:
     """Each request has ended before the next one comes: load never speaks."""
