@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from builders.build import BuildOptions, build, outline
+from builders.build import BuildOptions, build
 from builders.display import make_display
 from builders.errors import BuildFailed
 from builders.home import digest_database
@@ -22,11 +22,9 @@ from builders.progress import Progress
 from builders.reports import (
     built_to_json,
     failure_to_json,
-    outline_to_json,
     print_built,
     print_failure,
     print_json,
-    print_outline,
 )
 from serve.artifacts.digests import DigestCache
 from serve.artifacts.store import open_store
@@ -80,7 +78,7 @@ def _build(options: argparse.Namespace) -> int:
 
     with display:
         inputs = read_inputs(options.spec, options.store, reading)
-        display.say(f"{options.spec}: {inputs.source.text}")
+        display.say(f"{options.spec}: {inputs.source}")
         store = open_store(inputs.spec.store, DigestCache(digest_database()))
         how = BuildOptions(_address(options), probe=options.probe, retry=options.retry)
         built = build(inputs, store, how, display)
@@ -92,6 +90,10 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _outline(options: argparse.Namespace) -> int:
+    # Imported here: only this needs it, and it takes a while.
+    from builders.making import outline
+    from builders.outline_report import outline_to_json, print_outline
+
     inputs = read_inputs(options.spec, options.store)
     found = outline(inputs, open_store(inputs.spec.store), _address(options))
     if options.json:

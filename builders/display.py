@@ -128,12 +128,14 @@ class LineDisplay:
             self.say(f"{step.value}: {what}")
 
     def progress(self, step: StepName, progress: Progress) -> None:
-        """Print it now and then."""
+        """Print it now and then, if it is new."""
         now_s = time.monotonic()
         told_s = self._told_s.setdefault(step, now_s)
-        if step not in self._ended and now_s - told_s >= _LINE_EVERY_S:
+        what = f"{percent(progress)} {progress.message}".strip()
+        if step not in self._ended and now_s - told_s >= _LINE_EVERY_S and self._last.get(step) != what:
             self._told_s[step] = now_s
-            self.say(f"{step.value}: {percent(progress)} {progress.message}".rstrip())
+            self._last[step] = what
+            self.say(f"{step.value}: {what}")
 
     def ended(self, step: StepName, end: StepEnd, what: str = "") -> None:
         """Print it."""

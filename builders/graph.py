@@ -12,35 +12,12 @@ from enum import StrEnum
 from typing import Any
 
 from builders.context import StepName
-from builders.quantize.recipes import export_format
 from builders.resources import StepResources, step_resources, uses_trtllm
-from builders.source.location import without_password
 from builders.spec import BuildSpec
+from builders.step_table import spec_part, spec_parts, step_needs
 from serve.artifacts.fingerprint import fingerprint
 from serve.artifacts.manifest import BundleKind
 from serve.artifacts.node_facts import NodeFacts
-
-# Parts of the specification that shape a step's output, by dotted name.
-_SPEC_PARTS: Mapping[StepName, tuple[str, ...]] = {
-    StepName.FETCH: (),
-    StepName.REFERENCE: (
-        "kind",
-        "parallel",
-        "engine",
-        "verify.texts",
-        "verify.output_tokens",
-        "verify.tasks",
-        "verify.reference_engine",
-        "verify.reference_device",
-    ),
-    StepName.QUANTIZE: ("kind", "quantize", "engine.trust_remote_code"),
-    StepName.COMPILE: ("kind", "parallel", "engine", "compile", "tune"),
-    StepName.TUNE: ("kind", "parallel", "engine", "tune"),
-    StepName.VERIFY: ("kind", "parallel", "engine", "verify", "tune"),
-    StepName.PUBLISH: ("kind", "parallel"),
-}
-# What a step may read besides: names that it writes into reports, and how it runs.
-_LABELS = ("name", "store", "source", "target", "aliases", "fallback")
 
 # Distributions whose versions shape an output.
 _LIBRARIES: Mapping[StepName, tuple[str, ...]] = {
@@ -51,23 +28,9 @@ _LIBRARIES: Mapping[StepName, tuple[str, ...]] = {
     StepName.VERIFY: ("tensorrt_llm", "torch", "transformers"),
 }
 _TENSORRT = frozenset({"tensorrt_llm", "tensorrt"})
+_READ_TEXTS = frozenset({StepName.REFERENCE, StepName.QUANTIZE, StepName.TUNE})
 _HARDWARE = frozenset({StepName.COMPILE, StepName.TUNE, StepName.VERIFY})
 _GIB = 2**30
-
-
-@dataclass(frozen=True)
-class SourceFacts:
-    """The source checkpoint.
-
-    Attributes:
-        digest: Fingerprint of its files' digests, or of what names them for ever (a hub's commit).
-        text: For people: where it is, how many files, how large.
-        revision: Commit of a hub's model; None: the source has no revisions.
-    """
-
-    digest: str
-    text: str
-    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,17 +38,19 @@ class BuildFacts:
     """What a build depends on besides its specification.
 
     Attributes:
-        source: The checkpoint.
+        source: Digest of the checkpoint: fingerprint of its files' digests, or of what names them for ever.
         node: A node of the target, as our own Python sees it.
         engine_node: The same as the target's `engine_env` sees it; equal where there is none.
         code: Version of each step's code.
+        texts: Digest of the texts that come with the package.
         user_files: BLAKE3 of the files that the specification names, as it names them.
     """
 
-    source: SourceFacts
+    source: str
     node: NodeFacts
     engine_node: NodeFacts
     code: Mapping[StepName, int]
+    texts: str = ""
     user_files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -174,77 +139,18 @@ def make_graph(spec: BuildSpec, facts: BuildFacts) -> BuildGraph:
     return BuildGraph(spec, tuple(steps.values()))
 
 
-def step_needs(spec: BuildSpec) -> Mapping[StepName, tuple[StepName, ...]]:
-    """Return the steps of a build, in order, and what each needs."""
-    model = [StepName.FETCH]
-    if spec.quantize.recipe != "none" or spec.quantize.kv_cache != "auto":
-        model.append(StepName.QUANTIZE)
-    steps: dict[StepName, tuple[StepName, ...]] = {StepName.FETCH: (), StepName.REFERENCE: (StepName.FETCH,)}
-    if StepName.QUANTIZE in model:
-        steps[StepName.QUANTIZE] = (StepName.FETCH,)
-    if spec.kind is not BundleKind.TRANSFORMERS_CHECKPOINT:
-        steps[StepName.COMPILE] = tuple(model)
-        model.append(StepName.COMPILE)
-    steps[StepName.TUNE] = tuple(model)
-    steps[StepName.VERIFY] = (*model, StepName.REFERENCE, StepName.TUNE)
-    steps[StepName.PUBLISH] = (*model, StepName.TUNE, StepName.VERIFY)
-    return steps
-
-
-def spec_parts(spec: BuildSpec, step: StepName) -> tuple[str, ...]:
-    """Return the parts of the specification that shape a step's output, by dotted name."""
-    parts = _SPEC_PARTS[step]
-    if step is StepName.QUANTIZE and export_format(spec.quantize, spec.kind) == "tensorrt-llm":
-        return (*parts, "parallel")  # that format has a file a rank; others are cut when they are loaded
-    return parts
-
-
-def visible_spec(spec: BuildSpec, step: StepName) -> BuildSpec:
-    """Return the specification as a step sees it.
-
-    What its fingerprint does not cover has its default. Secrets are left out: what steps see ends up in reports.
-    """
-    if step is StepName.FETCH:
-        return spec  # what it takes is in the source's digest
-    spec = _without_secrets(spec)
-    if step is StepName.PUBLISH:
-        return spec  # what it quotes is covered by the other steps' fingerprints
-    shown: dict[str, Any] = {}
-    full = spec.model_dump(mode="json")
-    for part in (*_LABELS, *spec_parts(spec, step)):
-        if (value := _get(full, part)) is not None:
-            _put(shown, part, value)
-    return BuildSpec.model_validate(shown)
-
-
-def _without_secrets(spec: BuildSpec) -> BuildSpec:
-    source = spec.source.model_copy(update={"location": without_password(spec.source.location)})
-    target = spec.target
-    if target.engine_env is not None:
-        target = target.model_copy(update={"engine_env": target.engine_env.model_copy(update={"env_vars": {}})})
-    return spec.model_copy(update={"source": source, "target": target})
-
-
-def files_of(spec: BuildSpec, step: StepName) -> tuple[str, ...]:
-    """Return the user's files that a step reads, as the specification names them."""
-    files = {
-        StepName.REFERENCE: [spec.verify.texts.file, *(task.file for task in spec.verify.tasks)],
-        StepName.QUANTIZE: [spec.quantize.calibration.file],
-        StepName.VERIFY: [spec.verify.texts.file, *(task.file for task in spec.verify.tasks)],
-    }
-    return tuple(dict.fromkeys(file for file in files.get(step, []) if file is not None))
-
-
 def _covered(spec: BuildSpec, facts: BuildFacts, step: StepName, environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a step's fingerprint covers, besides the steps it needs."""
     full = spec.model_dump(mode="json")
     covered: dict[str, Any] = {
         "step": step.value,
         "code": facts.code[step],
-        "spec": {part: _with_digests(_get(full, part), facts.user_files) for part in spec_parts(spec, step)},
+        "spec": {part: _with_digests(spec_part(full, part), facts.user_files) for part in spec_parts(spec, step)},
     }
     if step is StepName.FETCH:
-        covered["source"] = facts.source.digest
+        covered["source"] = facts.source
+    if step in _READ_TEXTS:
+        covered["texts"] = facts.texts
     return covered | {"environment": environment}
 
 
@@ -279,13 +185,6 @@ def _hardware(spec: BuildSpec, node: NodeFacts) -> dict[str, Any]:
     return covered
 
 
-def _get(document: Mapping[str, Any], part: str) -> Any:
-    value: Any = document
-    for key in part.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None  # the engine's section has what was written
-    return value
-
-
 def _with_digests(value: Any, user_files: Mapping[str, str]) -> Any:
     """Replace the names of the user's files by their digests: what they are called shapes nothing."""
     match value:
@@ -296,10 +195,3 @@ def _with_digests(value: Any, user_files: Mapping[str, str]) -> Any:
         case list():
             return [_with_digests(item, user_files) for item in value]
     return value
-
-
-def _put(document: dict[str, Any], part: str, value: Any) -> None:
-    *path, last = part.split(".")
-    for key in path:
-        document = document.setdefault(key, {})
-    document[last] = value

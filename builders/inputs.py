@@ -11,12 +11,14 @@ from pathlib import Path
 from blake3 import blake3
 
 from builders.context import StepName
-from builders.graph import SourceFacts, files_of, step_needs
 from builders.home import digest_database
 from builders.quantize.recipes import recipe_mistakes
+from builders.source.listing import SourceListing
 from builders.source.reading import list_source, pinned_source
 from builders.spec import BuildSpec, read_spec
 from builders.step_order import STEPS
+from builders.step_table import files_of, step_needs
+from builders.texts.package import package_texts_digest
 from serve.artifacts.digests import DigestCache
 from serve.artifacts.fingerprint import fingerprint
 from serve.artifacts.port import ByteProgress, no_progress
@@ -33,14 +35,14 @@ class BuildInputs:
 
     Attributes:
         spec: The specification, with its source pinned: absolute paths, a commit instead of a branch.
-        source: The checkpoint's digest.
+        source: The files of the checkpoint.
         user_files: Content of the files that the specification names, as it names them.
         code: Version of each step's code.
         package: Of the steps' modules.
     """
 
     spec: BuildSpec
-    source: SourceFacts
+    source: SourceListing
     user_files: Mapping[str, bytes]
     code: Mapping[StepName, int]
     package: str = STEPS
@@ -60,6 +62,7 @@ class BuildInputs:
             {
                 "spec": document,
                 "source": self.source.digest,
+                "texts": package_texts_digest(),
                 "files": self.digests,
                 "code": {step.value: number for step, number in self.code.items()},
                 "raytrt": version("raytrt"),
@@ -96,7 +99,7 @@ def inputs_of(spec: BuildSpec, base: Path, progress: ByteProgress = no_progress,
     spec = spec.model_copy(update={"source": pinned_source(spec.source, listing, base)})
     return BuildInputs(
         spec=spec,
-        source=SourceFacts(listing.digest, str(listing), listing.revision),
+        source=listing,
         user_files=user_files,
         code={step: code_version(step, package) for step in steps},
         package=package,

@@ -1,12 +1,16 @@
-"""ProgressBoard: where the processes of a build's steps tell how far they are, and the driver looks."""
+"""ProgressBoard: where the processes of a build's steps tell how far they are, and the driver looks.
+
+It is an actor that the driver starts once a build has gone on for a while; short ones do without. Steps find it by its
+name, and tell nobody as long as it is not there.
+"""
 
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 SEND_EVERY_S = 0.25
+_LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,17 @@ class Reporter:
     """What a step is given to tell its progress: a call costs an assignment; a thread sends the last word now and then.
 
     Args:
-        board: Handle of the actor; None: nobody listens.
+        find_board: Returns a handle of the actor, or None.
         step: Name of the step.
     """
 
-    def __init__(self, board: Any, step: str) -> None:
-        self._board = board
+    def __init__(self, find_board: Callable[[], Any], step: str) -> None:
+        self._find_board = find_board
         self._step = step
         self._last: Progress | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._send_again_and_again, name="progress", daemon=True)
-        if board is not None:
-            self._thread.start()
+        self._thread.start()
 
     def __call__(self, done: float, total: float, message: str = "") -> None:
         """Tell progress; see `StepProgress`."""
@@ -57,14 +60,14 @@ class Reporter:
     def close(self) -> None:
         """Stop sending."""
         self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=2 * SEND_EVERY_S)
+        self._thread.join(timeout=2 * _LOOK_EVERY_S)
 
     def _send_again_and_again(self) -> None:
         sent: Progress | None = None
-        while not self._closed.is_set():
+        board = self._find_board()
+        while not self._closed.wait(_LOOK_EVERY_S if board is None else SEND_EVERY_S):
+            board = board or self._find_board()
             last = self._last
-            if last is not None and last != sent:
+            if board is not None and last is not None and last != sent:
                 sent = last
-                self._board.tell.remote(self._step, last)
-            time.sleep(SEND_EVERY_S)
+                board.tell.remote(self._step, last)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import grpc
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -25,6 +26,7 @@ from serve.workers.nodes import living_nodes
 _OBJECT_STORE_BYTES = 256 * 2**20  # a build's values are small: files go through the store
 # gRPC would report every process that a step starts as a fork that it had to look past.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0"}
+_ANSWER_S = 10.0  # Ray itself would try for three minutes and more, and say nothing
 _PATIENT = {"RAY_raylet_start_wait_time_s": "180"}  # a busy machine may need more than Ray's 30 s
 
 
@@ -92,6 +94,8 @@ def connected(address: str | None) -> Iterator[RayCluster]:
     if ray.is_initialized():
         yield RayCluster()
         return
+    if address is not None:
+        _check_answers(address)
     for name, value in {**_QUIET, **_PATIENT}.items():
         os.environ.setdefault(name, value)
     at_term = signal.getsignal(signal.SIGTERM)
@@ -113,3 +117,22 @@ def connected(address: str | None) -> Iterator[RayCluster]:
         yield RayCluster()
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Check that something speaks gRPC at an address, as the head of a cluster does.
+
+    Raises:
+        ConfigError: Nothing does.
+    """
+    host = address.removeprefix("ray://")
+    if address == "auto" or os.environ.get("RAY_USE_TLS", "0") in ("1", "true"):
+        return  # Ray looks for it; or it needs Ray's certificates
+    with grpc.insecure_channel(host) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(_ANSWER_S)
+        except grpc.FutureTimeoutError:
+            raise ConfigError(
+                f"--address: no Ray cluster answers at {address!r}; give the host and port of its head node, as "
+                "`ray start --head` printed them (6379 if nothing else was asked for; 8265 is the dashboard's)"
+            ) from None

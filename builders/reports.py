@@ -5,20 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from builders.build import BuildOutline, Built
-from builders.display import duration
+from builders.build import Built
 from builders.errors import BuildFailed, GateRefused
-from builders.graph import StepState
-from builders.resources import without_labels
 from serve.artifacts.manifest import CertificateSummary
 from serve.artifacts.reference import BundleReference
-from serve.core.resources import add_all, describe
 
 _SHOWN_LINES = 25
-_STATES = {StepState.RUN: "to run", StepState.CACHED: "done", StepState.NOT_NEEDED: "not needed"}
 
 
 def built_to_json(built: Built) -> dict[str, Any]:
@@ -43,20 +36,20 @@ def print_built(console: Console, built: Built) -> None:
     """Say what was built, what it is worth, and what to do with it."""
     manifest = built.manifest
     was = "built" if built.made else "built before, nothing to do"
-    _print(console, f"{built.reference} ({manifest.kind.value}, {manifest.size_bytes / 1e9:.3g} GB): {was}")
+    print_line(console, f"{built.reference} ({manifest.kind.value}, {manifest.size_bytes / 1e9:.3g} GB): {was}")
     for line in certificate_lines(manifest.certificates):
-        _print(console, f"  {line}")
+        print_line(console, f"  {line}")
     if built.replaces is not None:
-        _print(console, f"  This is the fallback, unquantized, because the build failed: {built.replaces}")
+        print_line(console, f"  This is the fallback, unquantized, because the build failed: {built.replaces}")
     for alias in built.naming.left:
-        _print(
+        print_line(
             console,
             f"  @{alias} points to another bundle, and was left there; raytrt bundles promote "
             f"{built.reference} {alias} moves it",
         )
     selector = built.naming.aliases[0] if built.naming.aliases else str(built.naming.version)
-    _print(console, "Serve it: in a deployment's config, instead of `model:`")
-    _print(console, f"    bundle: {BundleReference(built.store, built.name, selector)}")
+    print_line(console, "Serve it: in a deployment's config, instead of `model:`")
+    print_line(console, f"    bundle: {BundleReference(built.store, built.name, selector)}")
 
 
 def certificate_lines(summary: CertificateSummary) -> Sequence[str]:
@@ -87,50 +80,11 @@ def print_failure(console: Console, failure: BuildFailed, *, verbose: bool) -> N
     """Say what failed, and where to look."""
     for line in failure.tail if verbose else failure.tail[-_SHOWN_LINES:]:
         console.print(f"  | {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
-    _print(console, f"raytrt build: {failure}")
+    print_line(console, f"raytrt build: {failure}")
     if failure.log:
-        _print(console, f"{'Its reports' if isinstance(failure, GateRefused) else 'Its log'}: {failure.log}")
+        print_line(console, f"{'Its reports' if isinstance(failure, GateRefused) else 'Its log'}: {failure.log}")
     if not isinstance(failure, GateRefused):
-        _print(console, "What other steps finished is kept; the same command goes on from there.")
-
-
-def outline_to_json(outline: BuildOutline) -> dict[str, Any]:
-    """Return what a build would do for machines."""
-    return {
-        "fingerprint": outline.graph.fingerprint,
-        "refused": outline.refused,
-        "steps": [
-            {
-                "step": step.name.value,
-                "state": outline.states[step.name].value,
-                "fingerprint": step.fingerprint,
-                "needs": [need.value for need in step.needs],
-                "resources": [dict(bundle) for bundle in step.resources.bundles],
-                "engine_env": step.resources.engine_env,
-                "seconds": outline.seconds.get(step.name),
-            }
-            for step in outline.graph.steps
-        ],
-    }
-
-
-def print_outline(console: Console, outline: BuildOutline) -> None:
-    """Show what a build would do as a table."""
-    table = Table("step", "state", "took", "reserves", "fingerprint", box=None, pad_edge=False)
-    for step in outline.graph.steps:
-        seconds = outline.seconds.get(step.name)
-        where = f"{describe(without_labels(add_all(step.resources.bundles)))}"
-        table.add_row(
-            step.name.value,
-            _STATES[outline.states[step.name]],
-            "" if seconds is None else duration(seconds),
-            escape(where + (", in engine_env" if step.resources.engine_env else "")),
-            step.fingerprint[:12],
-        )
-    console.print(table)
-    _print(console, f"bundle {outline.graph.fingerprint[:12]}")
-    if outline.refused is not None:
-        _print(console, f"The gate refused this candidate at {outline.refused}; --retry verifies it again")
+        print_line(console, "What other steps finished is kept; the same command goes on from there.")
 
 
 def print_json(value: Any) -> None:
@@ -138,5 +92,6 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def _print(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
+    """Print a text as it is, however long."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

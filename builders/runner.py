@@ -13,17 +13,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from builders.context import StepName
 from builders.display import BuildDisplay, duration
 from builders.errors import BuildFailed
-from builders.graph import BuildGraph, StepNode, StepState, files_of, visible_spec
+from builders.graph import BuildGraph, StepNode, StepState
 from builders.locking import locked
 from builders.progress import ProgressBoard
 from builders.records import check_refusal, find_records, is_refusal, refusal
 from builders.step_order import STEPS, StepOrder
 from builders.step_runner import StepRunner
+from builders.step_table import files_of, visible_spec
 from serve.artifacts.manifest import Manifest
 from serve.artifacts.port import ArtifactStore
 from serve.artifacts.step_record import StepRecord
 
 _LOOK_S = 0.25
+_SHORT_S = 5.0  # a build that ends sooner shows its steps, and not how far each is
 _board_actor = ray.remote(num_cpus=0)(ProgressBoard)
 
 
@@ -77,7 +79,6 @@ class BuildRunner:
             return await self._run_steps(states, records), True
 
     async def _run_steps(self, states: Mapping[StepName, StepState], records: dict[StepName, StepRecord]) -> Manifest:
-        board = _start_board()
         ended = {step.name: asyncio.Event() for step in self.graph.steps}
         manifests: list[Manifest] = []
 
@@ -85,14 +86,14 @@ class BuildRunner:
             for other in self._before(step):
                 await ended[other].wait()
             if states[step.name] is StepState.RUN:
-                made = await self._make(step, records, board)
+                made = await self._make(step, records)
                 if isinstance(made, Manifest):
                     manifests.append(made)
                 else:
                     records[step.name] = made
             ended[step.name].set()
 
-        watching = asyncio.create_task(self._watch(board))
+        watching = asyncio.create_task(self._watch())
         try:
             async with asyncio.TaskGroup() as group:
                 for step in self.graph.steps:
@@ -101,7 +102,6 @@ class BuildRunner:
             raise _first(failures) from None
         finally:
             watching.cancel()
-            ray.kill(board)
         return manifests[0]
 
     def _before(self, step: StepNode) -> Sequence[StepName]:
@@ -111,7 +111,7 @@ class BuildRunner:
             return names[: names.index(step.name)]
         return step.needs
 
-    async def _make(self, step: StepNode, records: Mapping[StepName, StepRecord], board: Any) -> StepRecord | Manifest:
+    async def _make(self, step: StepNode, records: Mapping[StepName, StepRecord]) -> StepRecord | Manifest:
         def wait(other: str) -> None:
             self.display.working(step.name, f"waiting for {other}")
 
@@ -120,7 +120,7 @@ class BuildRunner:
             if found is not None:
                 self.display.ended(step.name, "cached", "made by another build")
                 return found
-            runner = StepRunner(step, self.graph.spec.target, board, lambda what: self.display.working(step.name, what))
+            runner = StepRunner(step, self.graph.spec.target, lambda what: self.display.working(step.name, what))
             try:
                 answer = await runner.run(self._order(step, records))
             except BuildFailed as exc:
@@ -154,21 +154,31 @@ class BuildRunner:
             user_files={name: self.user_files[name] for name in files_of(spec, step.name)},
             replaces=self.replaces,
             package=self.package,
+            board=self._board,
             hide_gpus=not any(bundle.get("GPU") for bundle in step.resources.bundles),
         )
 
-    async def _watch(self, board: Any) -> None:
-        with contextlib.suppress(RayError):  # only a board
-            while True:
-                for name, progress in (await board.read.remote()).items():
-                    self.display.progress(StepName(name), progress)
-                await asyncio.sleep(_LOOK_S)
+    async def _watch(self) -> None:
+        await asyncio.sleep(_SHORT_S)
+        board = _start_board(self._board)
+        try:
+            with contextlib.suppress(RayError):  # only a board
+                while True:
+                    for name, progress in (await board.read.remote()).items():
+                        self.display.progress(StepName(name), progress)
+                    await asyncio.sleep(_LOOK_S)
+        finally:
+            ray.kill(board)
 
     def _show(self, states: Mapping[StepName, StepState]) -> None:
         self.display.plan([name for name, state in states.items() if state is not StepState.NOT_NEEDED])
         for name, state in states.items():
             if state is StepState.CACHED:
                 self.display.ended(name, "cached")
+
+    @property
+    def _board(self) -> str:
+        return f"progress of {self.graph.fingerprint}"
 
     @property
     def _holder(self) -> str:
@@ -181,6 +191,6 @@ def _first(failures: ExceptionGroup[Exception]) -> Exception:
     return _first(causes[0]) if isinstance(causes[0], ExceptionGroup) else causes[0]
 
 
-def _start_board() -> Any:
+def _start_board(name: str) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return _board_actor.options(scheduling_strategy=here).remote()
+    return _board_actor.options(name=name, scheduling_strategy=here).remote()

@@ -26,6 +26,7 @@ class StepOrder:
         replaces: Of `publish`: why this is not what was asked for; None: it is.
         package: Of the steps' modules.
         hide_gpus: The step has reserved none, so that its process must not see any; Ray shows them.
+        board: Name of the build's `ProgressBoard`.
         attempt: Of this try; names its directories, which are at one path on all nodes of a step.
     """
 
@@ -40,6 +41,7 @@ class StepOrder:
     replaces: str | None = None
     package: str = STEPS
     hide_gpus: bool = False
+    board: str = ""
     attempt: str = ""
 
 

@@ -11,8 +11,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from builders.context import Step, StepContext, StepInput
@@ -37,17 +38,17 @@ class OverTime(BaseException):
     """The step took too long. Passes through what takes any `Exception` for a failed attempt."""
 
 
-def run_step(order: StepOrder, staged: StagedStep, board: Any) -> StepOutcome:
+def run_step(order: StepOrder, staged: StagedStep, find_board: Callable[[str], Any] | None = None) -> StepOutcome:
     """Run a step in this process, which prints into the step's log from now on, and is good for nothing else then.
 
     Args:
         order: What to do.
         staged: What is laid out for it.
-        board: Handle of the build's `ProgressBoard`, or None.
+        find_board: Finds the build's `ProgressBoard` by its name; None: progress is told to nobody.
     """
     take_over_output(staged.log)
     started_s = time.monotonic()
-    reporter = Reporter(board, order.step.value)
+    reporter = Reporter(partial(find_board, order.board) if find_board is not None else _nobody, order.step.value)
     try:
         with no_orphans(order), time_limit(float(order.spec["target"]["time_limit_s"])):
             result = _run(order, staged, reporter)
@@ -143,6 +144,10 @@ def time_limit(limit_s: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _nobody() -> None:
+    return None
 
 
 def _ended(end: Any, message: str, staged: StagedStep, started_s: float) -> StepOutcome:

@@ -28,8 +28,8 @@ from builders.resources import without_labels
 from builders.settings.target import TargetSettings
 from builders.staging import clear
 from builders.step_order import StagedStep, StepOrder, StepOutcome
-from builders.step_process import STOP_LIMIT_S, run_step
-from builders.tasks import clear_step, stage_step, stage_step_beside, store_step
+from builders.step_process import STOP_LIMIT_S
+from builders.tasks import clear_step, compute_step, stage_step, stage_step_beside, store_step
 from serve.core.placement import actor_options
 from serve.core.resources import add_all, describe
 from serve.errors import ConfigError, RayTRTError, StoreUnavailable
@@ -42,8 +42,6 @@ _START_LIMIT_S = 600.0  # an environment may have to be made
 
 # Storage that was away may be back.
 _PASSING = (StoreUnavailable,)
-
-_step_task = ray.remote(max_calls=1, max_retries=0)(run_step)
 
 
 class Accident(Exception):
@@ -68,14 +66,12 @@ class StepRunner:
     Args:
         node: The step.
         target: Where, how long, how often.
-        board: Handle of the build's `ProgressBoard`.
         tell: Told what is being done.
     """
 
-    def __init__(self, node: StepNode, target: TargetSettings, board: Any, tell: Callable[[str], None]) -> None:
+    def __init__(self, node: StepNode, target: TargetSettings, tell: Callable[[str], None]) -> None:
         self._node = node
         self._target = target
-        self._board = board
         self._tell = tell
 
     async def run(self, order: StepOrder) -> Mapping[str, Any]:
@@ -152,12 +148,12 @@ class StepRunner:
         env = self._target.engine_env if self._node.resources.engine_env else None
         # Without an environment of its own the process is one that Ray keeps ready, and that ends with this call.
         environment = {"runtime_env": env.to_runtime_env({})} if env is not None else {}
-        call = _step_task.options(
+        call = compute_step.options(
             **actor_options(self._node.resources.process),
             **environment,
             scheduling_strategy=place,
             name=f"raytrt build {order.build} {order.step.value}",
-        ).remote(order, staged, self._board)
+        ).remote(order, staged)
         self._tell("running")
         # The process ends itself in time; the limit here is for one that does not begin, or cannot say that it ended.
         limit_s = self._target.time_limit_s + STOP_LIMIT_S

@@ -19,6 +19,7 @@ from builders.records import output_fingerprint
 from builders.staging import clear, stage, stage_beside
 from builders.step_log import read_tail
 from builders.step_order import StagedStep, StepOrder, StepOutcome
+from builders.step_process import run_step
 from builders.target_probe import probe_target
 from serve.artifacts.digests import DigestCache
 from serve.artifacts.node_facts import NodeFacts
@@ -36,6 +37,12 @@ def stage_step(order: StepOrder) -> StagedStep:
 def stage_step_beside(order: StepOrder, staged: StagedStep) -> StagedStep:
     """Bring what a step needs to another node of it; see `stage_beside`."""
     return stage_beside(order, staged, open_store(order.store))
+
+
+@ray.remote(max_calls=1, max_retries=0)  # type: ignore[untyped-decorator]
+def compute_step(order: StepOrder, staged: StagedStep) -> StepOutcome:
+    """Run a step in a process that ends afterwards; see `run_step`."""
+    return run_step(order, staged, _find_board)
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
@@ -74,3 +81,10 @@ def clear_step(staged: StagedStep) -> tuple[str, ...]:
 def probe_there(env: EngineEnv | None) -> tuple[str, tuple[NodeFacts, NodeFacts]]:
     """Probe a node of the target; returns its release of raytrt, and what `probe_target` does."""
     return version("raytrt"), probe_target(env)
+
+
+def _find_board(name: str) -> Any:
+    try:
+        return ray.get_actor(name)
+    except ValueError:  # there is none, or not yet
+        return None

@@ -23,6 +23,9 @@ class TuneSettings(StrictModel):
     tpot_ms: PositiveFloat = Field(default=50.0, description="Limit of the time of each further token.")
     percentile: PositiveFloat = Field(default=95.0, lt=100, description="Of the requests that have to meet both.")
     max_trials: PositiveInt = Field(default=12, description="Settings that are tried, the baseline among them.")
-    max_s: PositiveFloat = Field(default=1800.0, description="No trial is begun after this time.")
+    max_s: PositiveFloat = Field(
+        default=1800.0,
+        description="When no more trial is begun, and one that runs is ended; the baseline has all it needs.",
+    )
     trial_s: PositiveFloat = Field(default=20.0, description="How long each load is offered.")
     seed: NonNegativeInt = 0

@@ -16,12 +16,13 @@ _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://.+", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class LocalLocation:
-    """A directory, at the same path on every node."""
+    """A directory, at the same path on every node, or a model of the package, wherever that is installed."""
 
     directory: Path
+    builtin: str | None = None
 
     def __str__(self) -> str:
-        return str(self.directory)
+        return str(self.directory) if self.builtin is None else BUILTIN + self.builtin
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def parse_location(source: SourceSettings, base: Path) -> Location:
     """
     text = source.location
     if text.startswith(BUILTIN):
-        return _unversioned(source, LocalLocation(_builtin(text.removeprefix(BUILTIN))))
+        return _unversioned(source, _builtin(text.removeprefix(BUILTIN)))
     if not text.startswith("hf://") and (url := _URL.fullmatch(text)):
         if url["scheme"].lower() == "file":
             return _unversioned(source, LocalLocation(Path(text[len("file://") :])))
@@ -77,7 +78,7 @@ def without_password(url: str) -> str:
     return _PASSWORD.sub("//", url)
 
 
-def _builtin(name: str) -> Path:
+def _builtin(name: str) -> LocalLocation:
     root = Path(serve.__path__[0], "models")
     directory = root / name
     if not name or "/" in name or not directory.is_dir():
@@ -85,7 +86,7 @@ def _builtin(name: str) -> Path:
             sorted(f"{BUILTIN}{path.name}" for path in root.iterdir() if (path / "config.json").is_file())
         )
         raise ConfigError(f"source.location: there is no {BUILTIN}{name}; there is {known}")
-    return directory
+    return LocalLocation(directory, name)
 
 
 def _hub(source: SourceSettings, hub: re.Match[str] | None) -> HubLocation:

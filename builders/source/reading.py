@@ -11,7 +11,6 @@ from builders.source.hub import fetch_hub, list_hub
 from builders.source.listing import SourceListing
 from builders.source.local import list_local
 from builders.source.location import HubLocation, LocalLocation, UrlLocation, parse_location
-from builders.source.url import fetch_url, list_url
 from builders.spec import BuildSpec
 from serve.artifacts.digests import DigestCache
 from serve.artifacts.port import ByteProgress, no_progress
@@ -43,13 +42,16 @@ def list_source(
         case HubLocation() as hub:
             return list_hub(hub, allow_pickle=allow_pickle, allow_code=allow_code)
         case UrlLocation() as url:
+            # Imported here: fsspec takes a while, and other sources do not need it.
+            from builders.source.url import list_url
+
             return list_url(url, allow_pickle=allow_pickle, allow_code=allow_code)
 
 
 def pinned_source(source: SourceSettings, listing: SourceListing, base: Path) -> SourceSettings:
     """Return the section as every node reads it in the same way: absolute paths, commits instead of branches."""
     match parse_location(source, base):
-        case LocalLocation(directory) if not source.location.startswith("builtin:"):
+        case LocalLocation(directory, None):
             return source.model_copy(update={"location": str(directory)})
         case HubLocation(repository):
             return source.model_copy(update={"location": f"hf://{repository}", "revision": listing.revision})
@@ -76,6 +78,8 @@ def fetch_source(spec: BuildSpec, listing: SourceListing, output: Path, progress
         case HubLocation() as hub:
             fetch_hub(hub, listing, output, progress)
         case UrlLocation() as url:
+            from builders.source.url import fetch_url
+
             # Not in the output, which is gone if this process is killed: the next try goes on with these.
             partial = work_directory() / f"download-{listing.digest[:16]}"
             partial.mkdir(parents=True, exist_ok=True)

@@ -4,20 +4,16 @@ import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Literal
-
-from blake3 import blake3
 
 from builders.settings.quantize import TextsSettings
 from builders.texts.encoder import Encoded, PromptEncoder, read_messages
 from builders.texts.json_lines import Line, parse_lines, read_file
+from builders.texts.package import Purpose, package_file
 from serve.errors import ConfigError, RequestError
 
 logger = logging.getLogger(__name__)
 
-Purpose = Literal["calibration", "evaluation"]
 _KEYS = ("text", "prompt", "messages")
 _CHARS_PER_TOKEN = 64  # more than any tokenizer's mean: the rest of a whole book is not encoded only to be cut off
 _MIN_TOKENS = 2  # one token predicts nothing
@@ -75,14 +71,6 @@ def read_texts(
     return samples
 
 
-def package_texts_digest() -> str:
-    """Return the digest of the texts that come with the package: what depends on them depends on it."""
-    digest = blake3()
-    for purpose in ("calibration", "evaluation"):
-        digest.update(_package_file(purpose))
-    return digest.hexdigest()
-
-
 def _path(name: str, user_files: Mapping[str, Path]) -> Path:
     path = user_files.get(name, Path(name))
     if not path.is_file():
@@ -90,12 +78,8 @@ def _path(name: str, user_files: Mapping[str, Path]) -> Path:
     return path
 
 
-def _package_file(purpose: str) -> bytes:
-    return files("builders.texts").joinpath("data", f"{purpose}.jsonl").read_bytes()
-
-
 def _package_lines(purpose: Purpose) -> list[Line]:
-    return parse_lines(_package_file(purpose).decode(), f"{purpose}.jsonl")
+    return parse_lines(package_file(purpose).decode(), f"{purpose}.jsonl")
 
 
 def _encode(line: Line, encoder: PromptEncoder, settings: TextsSettings, *, is_own: bool) -> TextSample:

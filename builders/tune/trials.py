@@ -1,6 +1,7 @@
 """Trials of one search: each engine in processes of its own, and its result as a record."""
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -56,19 +57,25 @@ class Trials:
         self._runner = TrialRunner(directory, _gpus(gpus))
         self._first = 1
 
-    def run(self, number: int, trial: TrialSettings) -> tuple[TrialResult, TrialRecord]:
-        """Run a trial; blocks, and raises nothing that its engine does."""
+    def run(self, number: int, trial: TrialSettings, most_s: float = math.inf) -> tuple[TrialResult, TrialRecord]:
+        """Run a trial; blocks, and raises nothing that its engine does.
+
+        Args:
+            number: Of the trial; names its files.
+            trial: What it has of its own.
+            most_s: What is left of the search's time; a trial that takes longer is ended.
+        """
         started_s = time.monotonic()
-        result = self._run(number, trial)
+        result = self._run(number, trial, most_s)
         record = self._record(number, trial, result, time.monotonic() - started_s)
         if record.concurrency:  # the next one's load begins where this one was best
             self._first = record.concurrency
         return result, record
 
-    def _run(self, number: int, trial: TrialSettings) -> TrialResult:
+    def _run(self, number: int, trial: TrialSettings, most_s: float) -> TrialResult:
         settings = trial.settings
         points = load_plan(self._tune, settings).ladder.max_points
-        limit_s = trial_limit_s(self._tune, points, getattr(settings, "start_timeout_s", None))
+        limit_s = min(most_s, trial_limit_s(self._tune, points, getattr(settings, "start_timeout_s", None)))
         if self._place.ranks_are_actors:
             place = EnginePlace(settings, self._place.model_dir, self._place.plan)
             return asyncio.run(self._run_here(place, limit_s))

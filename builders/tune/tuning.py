@@ -4,6 +4,7 @@ Where the load test of the settings that were chosen covers all loads, it is the
 """
 
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,18 +66,20 @@ class _Search:
         """Run trials until the search is done, or its time is over."""
         tune = self.context.spec.tune
         while isinstance(step := decide(self._state), TryNext):
-            if self.trials and self.seconds > tune.max_s:
+            left_s = tune.max_s - self.seconds
+            if self.trials and left_s <= 0:
                 return conclude(self._state, f"max_s={tune.max_s:g} are over")
-            self._try(step.point)
+            # The first one, with the settings as they are, has all the time it needs: something has to be served.
+            self._try(step.point, left_s if self.trials else math.inf)
         return step
 
-    def _try(self, point: Point) -> None:
+    def _try(self, point: Point, most_s: float) -> None:
         number, tune = len(self.trials) + 1, self.context.spec.tune
         section = self.space.settings(point)
         trial = TrialSettings(self.space.named(point), section, settings_of(self.context, _STEP, section))
         name = f"trial {number}, {_text(trial.named)}"
         self.context.progress(number - 1, tune.max_trials, name)
-        result, told = self._runner.run(number, trial)
+        result, told = self._runner.run(number, trial, most_s)
         outcome = outcome_of(result, goal_of(tune), getattr(trial.settings, "max_batch_size", None))
         self._state = record(self._state, point, outcome)
         self.engine = result.engine or self.engine

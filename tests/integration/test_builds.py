@@ -19,12 +19,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from builders.build import BuildOptions, Built, build, outline
+from builders.build import BuildOptions, Built, build
 from builders.context import StepName
 from builders.display import NoDisplay
 from builders.errors import BuildFailed, GateRefused
 from builders.graph import StepState
 from builders.inputs import BuildInputs, inputs_of
+from builders.making import outline
 from builders.spec import parse_spec
 from serve.artifacts.manifest import BundleKind
 from serve.artifacts.node_cache import NodeCache

@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,10 @@ from builders.naming import Naming
 from builders.reports import failure_to_json, print_built, print_failure
 from serve.artifacts.manifest import CertificateSummary, Manifest
 from serve.artifacts.store import Store, open_store
+from serve.config import BUILTIN_MODELS
 from serve.errors import ConfigError
+
+QUICKSTART = BUILTIN_MODELS / "quickstart"
 
 
 def options(*words: str) -> argparse.Namespace:
@@ -65,6 +69,29 @@ def test_an_outline_is_a_table_or_json(spec: Path, capsys: pytest.CaptureFixture
     outline = json.loads(capsys.readouterr().out)
     assert [step["state"] for step in outline["steps"]] == ["run"] * 5
     assert outline["steps"][-1]["fingerprint"] == outline["fingerprint"]
+
+
+@pytest.mark.parametrize("kind", ["transformers-checkpoint", "trtllm-checkpoint"])
+def test_a_layout_that_the_model_cannot_have_is_told_before_anything_is_done(
+    kind: str, tmp_path: Path, store: Store
+) -> None:
+    file = tmp_path / "build.yaml"
+    build = {"name": "m", "kind": kind, "store": store.url, "parallel": {"tensor": 3}}
+    file.write_text(yaml.safe_dump(build))
+    for words in ([], ["--dry-run"]):
+        with pytest.raises(ConfigError, match=r"parallel.tensor: .*heads"):
+            cli.run(options(str(file), *words))
+
+
+def test_a_damaged_checkpoint_is_told_before_anything_is_done(spec: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(QUICKSTART, checkpoint)
+    with (checkpoint / "model.safetensors").open("ab") as weights:
+        weights.write(b"x")
+    spec.write_text(spec.read_text() + f"source: {checkpoint}\n")
+    for words in ([], ["--dry-run"]):
+        with pytest.raises(ConfigError, match=r"model.safetensors of .* is no whole safetensors file"):
+            cli.run(options(str(spec), *words))
 
 
 def test_a_build_that_was_done_is_found_without_ray(

@@ -6,7 +6,7 @@ import pytest
 
 from builders.cluster_room import check_accelerator, check_room
 from builders.context import StepName
-from builders.graph import BuildFacts, BuildGraph, SourceFacts, make_graph
+from builders.graph import BuildFacts, BuildGraph, make_graph
 from builders.spec import parse_spec
 from serve.artifacts.node_facts import NodeFacts
 from serve.core.placement import NodeResources
@@ -20,7 +20,7 @@ H100 = NodeResources("ccccccccdddd", {"CPU": 96.0, "GPU": 8.0, "memory": 900.0 *
 
 def graph(**changes: Any) -> BuildGraph:
     spec = parse_spec({"name": "m", "kind": "trtllm-checkpoint", "quantize": "fp8"} | changes)
-    return make_graph(spec, BuildFacts(SourceFacts("a", "a"), FACTS, FACTS, dict.fromkeys(StepName, 1)))
+    return make_graph(spec, BuildFacts("a", FACTS, FACTS, dict.fromkeys(StepName, 1)))
 
 
 def test_a_cluster_with_room_is_good() -> None:

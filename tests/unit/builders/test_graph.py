@@ -8,15 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders.context import StepName
-from builders.graph import BuildFacts, BuildGraph, SourceFacts, StepState, files_of, make_graph, visible_spec
+from builders.graph import BuildFacts, BuildGraph, StepState, make_graph
 from builders.spec import BuildSpec, parse_spec
+from builders.step_table import files_of, visible_spec
 from serve.artifacts.node_facts import GpuFacts, NodeFacts
 
 H100 = GpuFacts(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", memory_bytes=85_520_809_984)
 LIBRARIES = {"torch": "2.9.0", "transformers": "4.57.3", "tensorrt_llm": "1.2.1", "nvidia-modelopt": "0.47.0"}
 NODE = NodeFacts(gpus=(H100,) * 8, driver="580.1", cuda="13.0", machine="x86_64", libraries=LIBRARIES)
 FACTS = BuildFacts(
-    source=SourceFacts("a" * 64, "a model"),
+    source="a" * 64,
     node=NODE,
     engine_node=NODE,
     code=dict.fromkeys(StepName, 1),
@@ -120,12 +121,12 @@ def test_a_change_of_the_node_repeats_what_depends_on_it(node: dict[str, Any], s
     assert changed(spec(), replace(FACTS, node=other, engine_node=other)) == steps
 
 
+def test_other_texts_of_the_package_repeat_what_reads_them() -> None:
+    assert changed(spec(), replace(FACTS, texts="others")) == EVERY - {F}
+
+
 def test_a_change_of_the_source_repeats_all() -> None:
-    assert changed(spec(), replace(FACTS, source=SourceFacts("b" * 64, "a model"))) == EVERY
-
-
-def test_where_the_source_lies_changes_nothing() -> None:
-    assert changed(spec(), replace(FACTS, source=SourceFacts("a" * 64, "elsewhere", "main"))) == set()
+    assert changed(spec(), replace(FACTS, source="b" * 64)) == EVERY
 
 
 @pytest.mark.parametrize("step", list(StepName))

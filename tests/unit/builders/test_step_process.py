@@ -118,7 +118,7 @@ class Board:
 
 def test_a_reporter_sends_the_last_word_only() -> None:
     board = Board()
-    reporter = Reporter(board, "tune")
+    reporter = Reporter(lambda: board, "tune")
     for done in range(10_001):
         reporter(done, 10_000, "trial")
     assert board.arrived.wait(WAIT_S)
@@ -126,7 +126,16 @@ def test_a_reporter_sends_the_last_word_only() -> None:
     assert board.board.read() == {"tune": Progress(10_000, 10_000, "trial")}
 
 
+def test_a_board_that_comes_late_hears_the_last_word() -> None:
+    board = Board()
+    found = iter([None])
+    reporter = Reporter(lambda: next(found, board), "tune")
+    reporter(2, 2)
+    assert board.arrived.wait(WAIT_S)
+    reporter.close()
+
+
 def test_nobody_has_to_listen() -> None:
-    reporter = Reporter(None, "tune")
+    reporter = Reporter(lambda: None, "tune")
     reporter(1, 2)
     reporter.close()

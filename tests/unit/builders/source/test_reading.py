@@ -70,6 +70,10 @@ def test_relative_paths_are_made_absolute_for_the_nodes(checkpoint: Path) -> Non
     assert pinned_source(build.source, listing, checkpoint.parent) == SourceSettings(location=str(checkpoint))
 
 
+def test_a_model_of_the_package_is_told_by_its_name() -> None:
+    assert list_source(spec("builtin:quickstart"), DigestCache()).where == "builtin:quickstart"
+
+
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"{tmp_path}/none is no directory on"):
         list_source(spec(f"{tmp_path}/none"), DigestCache())

@@ -9,7 +9,8 @@ from blake3 import blake3
 import builders.texts
 from builders.settings.quantize import TextsSettings
 from builders.texts.encoder import PromptEncoder
-from builders.texts.reader import Purpose, package_texts_digest, read_texts
+from builders.texts.package import Purpose, package_texts_digest
+from builders.texts.reader import read_texts
 from serve.errors import ConfigError
 
 _PURPOSES: tuple[Purpose, ...] = ("calibration", "evaluation")
