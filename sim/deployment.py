@@ -1,15 +1,20 @@
 """SimDeployment: what is simulated, from the command line or from a config file of the service."""
 
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from serve.artifacts.bundle_source import BundleSource
+from serve.artifacts.manifest import TOKENIZER
+from serve.artifacts.store import open_store
+from serve.bundle_models import resolve_model
 from serve.config import ModelConfig, parse_applications
 from serve.core.routing.settings import RoutingSettings
 from serve.core.strict_model import describe_mistakes
-from serve.engines.simulated.checkpoint import Checkpoint, read_checkpoint
+from serve.engines.simulated.checkpoint import Checkpoint, quantized_precisions, read_checkpoint
 from serve.engines.simulated.hardware import GPUS, Precision, gpu_named
 from serve.engines.simulated.known_models import MODELS
 from serve.engines.simulated.model_shape import ModelShape
@@ -96,8 +101,10 @@ def read_deployment(path: Path, model_id: str | None, overrides: Overrides) -> S
     if model_id is not None and model_id not in models:
         raise ConfigError(f"{path}: --config-model={model_id!r} is none of its models: {', '.join(models)}")
     app, model = models[model_id] if model_id is not None else next(iter(models.values()))
+    resolved = resolve_model(model, open_store)
+    model = resolved.config
     try:
-        deployment = _of_model(path, model, overrides)
+        deployment = _of_model(path, model, resolved.bundle, overrides)
     except ValidationError as exc:
         raise ConfigError(describe_mistakes(exc, f"{path}: models[{model.id}] as simulated: ")) from None
     replicas = model.autoscaling.max_replicas if model.autoscaling is not None else model.replicas or 1
@@ -110,7 +117,7 @@ def read_deployment(path: Path, model_id: str | None, overrides: Overrides) -> S
     return _override(deployment, overrides)
 
 
-def _of_model(path: Path, model: ModelConfig, overrides: Overrides) -> SimDeployment:
+def _of_model(path: Path, model: ModelConfig, bundle: BundleSource | None, overrides: Overrides) -> SimDeployment:
     engine = model.engine
     if isinstance(engine, SimulatedSettings):
         latency = engine.latency
@@ -121,7 +128,7 @@ def _of_model(path: Path, model: ModelConfig, overrides: Overrides) -> SimDeploy
         if engine.speed != 1.0:
             notes.append(f"speed={engine.speed:g} is taken as 1: virtual time needs no hurry")
         return SimDeployment(engine.model_copy(update={"faults": (), "speed": 1.0}), gpus, notes=tuple(notes))
-    checkpoint = _checkpoint(model, overrides)
+    checkpoint = _checkpoint(model, bundle, overrides)
     latency = RooflineSettings.model_construct(
         model=checkpoint.shape,
         gpu=overrides.gpu or _gpu(path, model),
@@ -137,14 +144,29 @@ def _of_model(path: Path, model: ModelConfig, overrides: Overrides) -> SimDeploy
     return SimDeployment(_of_trtllm(engine, latency), model.parallel.world_size)
 
 
-def _checkpoint(model: ModelConfig, overrides: Overrides) -> Checkpoint:
+def _checkpoint(model: ModelConfig, bundle: BundleSource | None, overrides: Overrides) -> Checkpoint:
     if overrides.model is not None:
         checkpoint = Checkpoint(_known_model(overrides.model), Precisions(), overrides.model, False)
+    elif bundle is not None:
+        checkpoint = _bundle_checkpoint(bundle)
     else:
         checkpoint = read_checkpoint(model.directory, _REMEDY)
     if overrides.weights is None:
         return checkpoint
     return replace(checkpoint, precisions=Precisions(weights=overrides.weights))
+
+
+def _bundle_checkpoint(bundle: BundleSource) -> Checkpoint:
+    """Read what a bundle was made of, and how its weights are quantized, whatever holds them."""
+    with tempfile.TemporaryDirectory(prefix="raytrt-") as name:
+        directory, path = Path(name), f"{TOKENIZER}/config.json"
+        wanted = [entry for entry in bundle.manifest.files if entry.path == path]
+        open_store(bundle.store).materialize(wanted, directory)
+        checkpoint = read_checkpoint(directory / path, _REMEDY)
+    made = bundle.manifest.quantization
+    if made.algorithm is None and made.kv_cache_algorithm is None:
+        return checkpoint
+    return replace(checkpoint, precisions=quantized_precisions(made.algorithm, made.kv_cache_algorithm))
 
 
 def _known_model(name: str) -> ModelShape:

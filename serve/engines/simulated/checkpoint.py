@@ -83,6 +83,16 @@ def checkpoint_from_config(config: Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(shape, _precisions(quantization), architecture, bool(quantization))
 
 
+def quantized_precisions(algorithm: str | None, kv_cache_algorithm: str | None) -> Precisions:
+    """Return the precisions that ModelOpt's `quant_algo` and `kv_cache_quant_algo` mean; None: 16 bits.
+
+    Raises:
+        ValueError: The algorithm is not understood.
+    """
+    kv_cache = _kv_cache({"kv_cache_quant_algo": kv_cache_algorithm})
+    return Precisions(weights="bf16" if algorithm is None else _weights({"quant_algo": algorithm}), kv_cache=kv_cache)
+
+
 def _read(path: Path, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())

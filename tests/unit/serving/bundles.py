@@ -34,6 +34,7 @@ class Bundles:
         *,
         runtime: dict[str, Any] | None = None,
         tokenizer: str = "{}",
+        config: dict[str, Any] | None = None,
         promote: bool = True,
         **fields: Any,
     ) -> Manifest:
@@ -42,7 +43,7 @@ class Bundles:
         files = {
             "model/config.json": json.dumps({"label": label}),
             "tokenizer/tokenizer.json": tokenizer,
-            "tokenizer/config.json": json.dumps({"max_position_embeddings": 64, "label": label}),
+            "tokenizer/config.json": json.dumps({"max_position_embeddings": 64, "label": label} | (config or {})),
             "runtime.json": json.dumps(runtime or {}),
         }
         files |= {f"model/rank{rank}.engine": "" for rank in range(fields.pop("ranks", 0))}

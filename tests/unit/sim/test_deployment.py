@@ -11,6 +11,7 @@ from serve.engines.simulated.known_models import MODELS
 from serve.engines.simulated.settings import RooflineSettings
 from serve.errors import ConfigError
 from sim.deployment import Overrides, SimDeployment, make_deployment, read_deployment
+from tests.unit.serving.bundles import Bundles
 
 LLAMA = {
     "model_type": "llama",
@@ -125,6 +126,22 @@ def test_the_layout_is_simulated_as_it_is_configured(tmp_path: Path) -> None:
     made = read_deployment(config(tmp_path, model), None, Overrides())
     assert (made.gpus_per_replica, latency(made).gpu, made.notes) == (4, "a100-80gb", ())
     assert (latency(made).tensor_parallel, latency(made).pipeline_parallel, latency(made).attention_dp) == (2, 2, True)
+
+
+def test_a_bundle_is_simulated_with_its_tuned_settings_and_its_quantized_weights(tmp_path: Path) -> None:
+    bundles = Bundles(tmp_path)
+    bundles.publish(
+        "one",
+        config=LLAMA,
+        kind="trtllm-checkpoint",
+        parallel={"tensor": 2},
+        quantization={"recipe": "fp8", "algorithm": "FP8", "kv_cache_algorithm": "FP8"},
+        runtime={"engine": {"kind": "trtllm", "max_batch_size": 48}},
+    )
+    model = {"id": "m", "bundle": bundles.reference, "resources": {"accelerator_type": "H100"}}
+    made = read_deployment(config(tmp_path, model), None, Overrides())
+    assert (latency(made).shape, made.engine.max_batch_size) == (MODELS["llama-3.1-8b"], 48)
+    assert (latency(made).tensor_parallel, latency(made).weights, latency(made).kv_cache) == (2, "fp8", "fp8")
 
 
 @pytest.mark.parametrize(
