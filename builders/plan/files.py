@@ -17,6 +17,8 @@ from serve.config import parse_applications
 from serve.errors import ConfigError
 
 BUILD_FILE, DEPLOYMENT_FILE = "build.yaml", "deployment.yaml"
+# By an alias, not @latest: replicas go back to the bundle that an alias pointed to before.
+_ALIAS = "prod"
 # Streamed tokens that one gateway process passes on: two thirds of what `benchmarks/gateway.py` has it hold.
 _GATEWAY_TOKENS_PER_S = 20_000
 _DEPLOYMENT_COMMENT = """# Serves what build.yaml publishes.
@@ -66,6 +68,7 @@ def build_spec(request: PlanRequest, evaluation: Evaluation, name: str, store: s
         "store": store,
         "kind": str(candidate.kind),
         "source": request.model.location,
+        "aliases": [_ALIAS],
     }
     document["quantize"] = {"recipe": candidate.recipe}
     if candidate.kv_cache != "auto" and candidate.recipe != "none":
@@ -115,7 +118,7 @@ def deployment_config(request: PlanRequest, evaluation: Evaluation, name: str, s
     candidate, sizes = evaluation.candidate, evaluation.sizes
     model: dict[str, Any] = {
         "id": request.model.name.lower(),
-        "bundle": f"{store}/{name}@latest",
+        "bundle": f"{store}/{name}@{_ALIAS}",
         "replicas": evaluation.replicas,
         "limits": {"max_ongoing_requests": max(64, 2 * sizes.max_batch_size * groups(candidate))},
     }

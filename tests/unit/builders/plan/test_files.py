@@ -43,7 +43,8 @@ def test_files_say_what_was_planned(tmp_path: Path) -> None:
     assert isinstance(engine, TrtllmSettings)
     assert (engine.max_batch_size, engine.max_num_tokens) == (best.sizes.max_batch_size, best.sizes.max_num_tokens)
     (model,) = app.models
-    assert (model.bundle, model.replicas) == (f"{STORE}/{spec.name}@latest", best.replicas)
+    assert spec.aliases == ("prod",)
+    assert (model.bundle, model.replicas) == (f"{STORE}/{spec.name}@prod", best.replicas)
     assert model.resources.accelerator_type == "H100"
     assert model.limits.max_ongoing_requests >= best.sizes.limits.sequences
 
