@@ -86,4 +86,4 @@ def build(inputs: BuildInputs, store: ArtifactStore, options: BuildOptions, disp
 def find_earlier(inputs: BuildInputs, store: ArtifactStore) -> Manifest | None:
     """Return the bundle that the same build led to before; None: there is none. Asks no node."""
     fingerprint = store.find_build(inputs.key)
-    return store.find_bundle(fingerprint) if fingerprint is not None else None
+    return store.find_whole_bundle(fingerprint) if fingerprint is not None else None

@@ -65,8 +65,11 @@ def run(options: argparse.Namespace) -> int:
             print_json(failure_to_json(exc))
         print_failure(Console(stderr=True), exc, verbose=options.verbose)
         return MISTAKE if exc.mistake else FAILED
-    except (StoreUnavailable, BundleCorrupt) as exc:
+    except StoreUnavailable as exc:
         print(f"raytrt build: {exc}; the same command goes on from here", file=sys.stderr)
+        return FAILED
+    except BundleCorrupt as exc:
+        print(f"raytrt build: {exc}", file=sys.stderr)
         return FAILED
 
 

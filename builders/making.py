@@ -59,7 +59,7 @@ def outline(inputs: BuildInputs, store: ArtifactStore, address: str | None) -> B
             graph = _graph(inputs, cluster.probe(inputs.spec.target))
             cluster.check(graph)
     records = find_records(store, graph)
-    published = store.find_bundle(graph.fingerprint) is not None
+    published = store.find_whole_bundle(graph.fingerprint) is not None
     refusal = None if published else find_refusal(store, graph)
     return BuildOutline(
         graph=graph,
@@ -93,7 +93,7 @@ def make(
     if options.address is None:
         # What is published, or was refused, is found without starting Ray.
         local = _graph(inputs, _probe_here(inputs))
-        found = store.find_bundle(local.fingerprint)
+        found = store.find_whole_bundle(local.fingerprint)
         if found is not None:
             return found, False
         if not options.retry:

@@ -25,8 +25,9 @@ class Naming:
 def name_bundle(store: ArtifactStore, spec: BuildSpec, manifest: Manifest, replaces: str | None = None) -> Naming:
     """Add a version of the specification's name, and point its aliases to it.
 
-    An alias that exists is moved by a new version only: a build that is repeated does not undo a rollback. And not by a
-    fallback: what the alias points to now was built as it should be.
+    An alias that has pointed to the bundle before stays where somebody moved it since: a build that is repeated does
+    not undo a rollback. Nor does a fallback move it: what it points to now was built as it should be. A repeated build
+    adds no version.
 
     Args:
         store: Of the bundle.
@@ -34,15 +35,16 @@ def name_bundle(store: ArtifactStore, spec: BuildSpec, manifest: Manifest, repla
         manifest: Of the bundle.
         replaces: Why it is a fallback; None: it is none.
     """
-    versions = store.versions(spec.name)
-    is_new = not versions or versions[-1].fingerprint != manifest.fingerprint
-    version = store.add_version(spec.name, manifest.fingerprint, f"fallback: {replaces}" if replaces else "")
+    known = (version for version in store.versions(spec.name) if version.fingerprint == manifest.fingerprint)
+    note = f"fallback: {replaces}" if replaces else ""
+    version = next(known, None) or store.add_version(spec.name, manifest.fingerprint, note)
     before = store.aliases(spec.name)
     here, left = [], []
     for alias in spec.aliases:
-        if alias in before and before[alias].fingerprint == manifest.fingerprint:
+        history = [move.fingerprint for move in store.history(spec.name, alias)] if alias in before else []
+        if history and history[-1] == manifest.fingerprint:
             here.append(alias)
-        elif alias not in before or (is_new and replaces is None):
+        elif not history or (manifest.fingerprint not in history and replaces is None):
             store.move_alias(spec.name, alias, manifest.fingerprint, reason=f"build of version {version.number}")
             here.append(alias)
         else:

@@ -69,7 +69,7 @@ class BuildRunner:
 
         async with locked(self.store, f"build {self.graph.fingerprint}", self._holder, wait):
             records = dict(await asyncio.to_thread(find_records, self.store, self.graph))
-            published = await asyncio.to_thread(self.store.find_bundle, self.graph.fingerprint)
+            published = await asyncio.to_thread(self.store.find_whole_bundle, self.graph.fingerprint)
             states = self.graph.states({record.fingerprint for record in records.values()}, published is not None)
             if states.get(StepName.VERIFY) is StepState.RUN and not self.retry:
                 await asyncio.to_thread(check_refusal, self.store, self.graph)
@@ -138,7 +138,7 @@ class BuildRunner:
 
     def _find(self, step: StepNode) -> StepRecord | Manifest | None:
         if step.name is StepName.PUBLISH:
-            return self.store.find_bundle(step.fingerprint)
+            return self.store.find_whole_bundle(step.fingerprint)
         return self.store.find_step(step.fingerprint)
 
     def _order(self, step: StepNode, records: Mapping[StepName, StepRecord]) -> StepOrder:

@@ -21,6 +21,7 @@ from serve.artifacts.objects import ObjectInfo, Objects, read_many
 from serve.artifacts.port import Collected
 from serve.artifacts.publication import BUNDLES, STEPS
 from serve.artifacts.roots import COLLECTION_LOCK, Roots
+from serve.artifacts.sealing import unseal
 from serve.artifacts.uses import Uses
 from serve.errors import BundleCorrupt, StoreUnavailable
 
@@ -111,11 +112,11 @@ class Collector:
             data = contents[info.key]
             if data is None or not is_fingerprint(key):
                 continue
-            blobs = _blobs(read_json(data))
+            blobs = _blobs(data)
             if blobs is None and folder == BUNDLES:
                 raise BundleCorrupt(
-                    f"{self._objects.url}/{info.key} is no manifest, so that nobody knows which files it needs; "
-                    "nothing was removed. Look at it, and remove it if it is of no use"
+                    f"{self._objects.url}/{info.key} is no manifest, or was changed, so that nobody knows which files "
+                    "it needs; nothing was removed. Look at it, and remove it if it is of no use"
                 )
             written_s = info.modified_s if info.modified_s is not None else now_s
             records[key] = StoredRecord(written_s if blobs is not None else 0.0, blobs or frozenset())
@@ -149,9 +150,12 @@ class Collector:
             self._objects.delete(key)
 
 
-def _blobs(record: dict[str, object] | None) -> frozenset[str] | None:
-    """Return the digests that a record names, whatever version of ours wrote it; None: it is no record."""
-    files = record.get("files") if record is not None else None
+def _blobs(data: bytes) -> frozenset[str] | None:
+    """Return the digests that a record names, whatever fields it has besides; None: it is none, or was changed."""
+    try:
+        files = unseal(data).get("files")
+    except ValueError:
+        return None
     if not isinstance(files, list):
         return None
     return frozenset(str(file.get("blake3")) for file in files if isinstance(file, dict))

@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 from serve.artifacts.clock import Clock
 from serve.artifacts.fingerprint import fingerprint
-from serve.artifacts.json_object import read_json, write_json
+from serve.artifacts.json_object import number, read_json, write_json
 from serve.artifacts.objects import Objects
 from serve.artifacts.process_identity import ProcessIdentity, from_json, this_process
 from serve.errors import StoreUnavailable
@@ -135,8 +135,9 @@ class Leases:
         """Return the locks that were not given back, each with the name of its folder."""
         by_name: dict[str, set[str]] = {}
         for info in self._objects.listing(LOCKS):
-            _, name, file = info.key.split("/")
-            by_name.setdefault(name, set()).add(file)
+            _, *names, file = info.key.split("/")
+            if len(names) == 1 and _number_of(file) is not None:
+                by_name.setdefault(names[0], set()).add(file)
         # Those that were given back, most of them, are known by the listing alone.
         names = [name for name, files in by_name.items() if f"{_highest_stem(files)}.released" not in files]
         claims = ((name, self._highest(f"{LOCKS}/{name}")) for name in sorted(names))
@@ -223,8 +224,8 @@ class HeldLock:
     def is_outdone(self) -> bool:
         """Return whether there is a higher generation than ours."""
         for info in self._objects.listing(self._folder):
-            stem, _, kind = info.key.rpartition("/")[2].partition(".")
-            if kind == "claim" and int(stem) > self._number:
+            number = _number_of(info.key)
+            if info.key.endswith(".claim") and number is not None and number > self._number:
                 self._outdone = True
         return self._outdone
 
@@ -267,24 +268,32 @@ class HeldLock:
     def remove_older(self) -> None:
         """Remove the generations before ours."""
         for info in self._objects.listing(self._folder):
-            if int(info.key.rpartition("/")[2].partition(".")[0]) < self._number:
+            number = _number_of(info.key)
+            if number is not None and number < self._number:
                 self._objects.delete(info.key)
+
+
+def _number_of(key: str) -> int | None:
+    """Return the generation that a file belongs to; None: it is none of ours, but, say, NFS's or a file manager's."""
+    stem = key.rpartition("/")[2].partition(".")[0]
+    return int(stem) if stem.isdigit() else None
 
 
 def _highest_stem(names: Collection[str]) -> str | None:
     """Return the number of the highest generation, as files have it; None: there is none."""
-    return max((name.removesuffix(".claim") for name in names if name.endswith(".claim")), default=None)
+    stems = (name.removesuffix(".claim") for name in names if name.endswith(".claim"))
+    return max(filter(str.isdigit, stems), default=None)
 
 
-def _claim_of(number: int, claim: dict[str, Any], beat: bytes, *, released: bool) -> Claim:
+def _claim_of(generation: int, claim: dict[str, Any], beat: bytes, *, released: bool) -> Claim:
     return Claim(
-        number=number,
+        number=generation,
         holder=str(claim.get("holder", "somebody")),
         process=from_json(claim.get("process")),
-        lease_s=float(claim.get("lease_s", 30.0)),
+        lease_s=number(claim.get("lease_s"), 30.0),
         released=released,
         beat=beat,
-        beat_s=float((read_json(beat) or claim).get("now_s", 0.0)),
+        beat_s=number((read_json(beat) or claim).get("now_s"), 0.0),
     )
 
 

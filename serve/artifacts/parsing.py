@@ -24,7 +24,9 @@ def parse_manifest(data: bytes, source: str, fingerprint: str | None = None) -> 
     except ValidationError as exc:
         raise BundleCorrupt(f"{source} is no manifest of a bundle:\n{describe_mistakes(exc, 'manifest')}") from None
     except ValueError as exc:
-        raise BundleCorrupt(f"{source} is no manifest of a bundle: {exc}") from None
+        raise BundleCorrupt(
+            f"{source} is no manifest of a bundle ({exc}); bring the file back, or run the bundle's build again"
+        ) from None
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise BundleCorrupt(f"{source} is the manifest of {manifest.fingerprint}, not of {fingerprint}")
     return manifest

@@ -90,6 +90,12 @@ class ArtifactStore(Protocol):
             BundleCorrupt: What is there is no manifest.
         """
 
+    def find_whole_bundle(self, fingerprint: str) -> Manifest | None:
+        """Return the manifest of a bundle whose contents are there, too; None: it is not, so that it has to be made.
+
+        Contents are known by their sizes here: whoever reads them checks every byte.
+        """
+
     def find_step(self, fingerprint: str) -> StepRecord | None:
         """Return the record of a finished step; None: there is none that can be read, so that it has to be made.
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from serve.artifacts.clock import Clock
-from serve.artifacts.json_object import read_json, write_json
+from serve.artifacts.json_object import number, read_json, write_json
 from serve.artifacts.leases import Leases
 from serve.artifacts.objects import Objects
 from serve.artifacts.process_identity import from_json, this_process
@@ -126,7 +126,7 @@ class Roots:
             record = read_json(self._objects.read(info.key))
             if record is None:  # removed meanwhile: what it named is in a manifest
                 continue
-            expires_s = float(record.get("expires_s", 0.0))
+            expires_s = number(record.get("expires_s"), 0.0)
             if expires_s < self._clock.now_s() or from_json(record.get("process")).is_surely_dead():
                 dead.append(info.key)
             else:

@@ -30,6 +30,8 @@ def unseal(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it holds no JSON object")
     given = value.pop(_CHECKSUM, None)
+    if given is None:
+        raise ValueError("it has no checksum: another version of raytrt wrote it, or it was damaged")
     try:
         found = _checksum(value)
     except TypeError as exc:

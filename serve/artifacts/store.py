@@ -120,6 +120,16 @@ class Store:
         data = self._objects.read(key)
         return None if data is None else parse_manifest(data, f"{self.url}/{key}", fingerprint)
 
+    def find_whole_bundle(self, fingerprint: str) -> Manifest | None:
+        """Return the manifest of a bundle whose contents are there; None: it has to be made, perhaps again."""
+        manifest = self._usable_bundle(fingerprint)
+        if manifest is not None and (missing := missing_blobs(self._objects, manifest.files)):
+            _log.warning(
+                "%s: of bundle %s %s is missing, so it is made again", self.url, fingerprint[:12], missing[0].path
+            )
+            return None
+        return manifest
+
     def find_step(self, fingerprint: str) -> StepRecord | None:
         """Return the record of a finished step; None: there is none that can be read and whose files are there."""
         if not is_fingerprint(fingerprint):
@@ -282,7 +292,7 @@ class Store:
         try:
             return self.find_bundle(fingerprint)
         except BundleCorrupt as exc:
-            _log.warning("%s; publishing it anew", exc)
+            _log.warning("%s: so it is made again", exc)
             return None
 
     @contextmanager

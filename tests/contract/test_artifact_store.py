@@ -334,14 +334,37 @@ def test_a_collection_keeps_what_is_needed(store: ArtifactStore, publish: Callab
         store.use(prints[2], "deployment")
 
 
-def test_a_collection_touches_nothing_if_a_manifest_cannot_be_read(
+@pytest.mark.parametrize("damage", ["garbage", "digest"])
+def test_a_collection_touches_nothing_if_a_manifest_cannot_be_trusted(
+    store: Store, objects: Objects, publish: Callable[[str], str], damage: str
+) -> None:
+    good, key = publish("one"), f"bundles/{publish('two')}.json"
+    written = objects.read(key) or b""
+    entry = written.index(b'"blake3": "') + len(b'"blake3": "')
+    changed = written[:entry] + (b"1" if written[entry : entry + 1] == b"0" else b"0") + written[entry + 1 :]
+    objects.put(key, {"garbage": b"\0\0\0", "digest": changed}[damage])
+    blobs = objects.listing("blobs")
+    with pytest.raises(BundleCorrupt, match="nothing was removed"):
+        store.collect(grace_s=-1e9)
+    assert store.find_bundle(good) is not None
+    assert objects.listing("blobs") == blobs
+
+
+def test_a_bundle_is_whole_if_its_contents_are_there(
     store: Store, objects: Objects, publish: Callable[[str], str]
 ) -> None:
     fingerprint = publish("one")
-    objects.put(f"bundles/{print_of('two')}.json", b"\0\0\0")
-    with pytest.raises(BundleCorrupt, match="nothing was removed"):
-        store.collect(grace_s=-1e9)
-    assert store.find_bundle(fingerprint) is not None
+    manifest = store.find_whole_bundle(fingerprint)
+    assert manifest is not None
+    assert manifest == store.find_bundle(fingerprint)
+    blob = objects.listing("blobs")[0].key
+    content = objects.read(blob) or b""
+    objects.delete(blob)
+    assert store.find_whole_bundle(fingerprint) is None
+    objects.put(blob, content)
+    assert store.find_whole_bundle(fingerprint) == manifest
+    objects.put(f"bundles/{fingerprint}.json", b"{}")
+    assert store.find_whole_bundle(fingerprint) is None
 
 
 # Elsewhere

@@ -27,6 +27,7 @@ from builders.graph import StepState
 from builders.inputs import BuildInputs, inputs_of
 from builders.making import outline
 from builders.spec import parse_spec
+from serve.artifacts.blobs import blob_key
 from serve.artifacts.manifest import BundleKind
 from serve.artifacts.node_cache import NodeCache
 from serve.artifacts.store import Store, open_store
@@ -264,6 +265,25 @@ def test_the_bundle_tells_how_it_was_made_and_is_found_again(steps: Steps, prepa
     asked = make(prepared, BuildOptions("here", probe=True), aliases=["prod"], verify=golden(2))
     assert (asked.made, asked.manifest) == (False, manifest)
     assert steps.counts == {"verify": 1, "publish": 1}
+
+
+@pytest.mark.parametrize("damage", ["blob", "manifest"])
+def test_a_damaged_bundle_is_made_again_by_its_build(
+    steps: Steps, prepared: Store, tmp_path: Path, damage: str
+) -> None:
+    (fingerprint,) = prepared.bundles()
+    manifest = prepared.find_bundle(fingerprint)
+    assert manifest is not None
+    place = Path(prepared.url.removeprefix("file://"))
+    runtime = next(entry for entry in manifest.files if entry.path == "runtime.json")
+    lost = {"blob": place / blob_key(runtime.blake3), "manifest": place / f"bundles/{fingerprint}.json"}[damage]
+    lost.chmod(0o644)
+    lost.write_bytes(lost.read_bytes()[:-5])
+    assert make(prepared).made
+    assert steps.counts["publish"] == 1
+    assert_right(prepared, tmp_path / "looked")
+    assert len(prepared.versions("llama")) == 1
+    assert not make(prepared).made
 
 
 def test_an_engine_over_nodes_with_an_environment_of_its_own(

@@ -20,6 +20,7 @@ from serve.errors import ConfigError
 _ALGORITHMS: dict[str, Precision] = {
     "W4A8_MXFP4": "mxfp4",
     "W4A16_MXFP4": "mxfp4",
+    "W4A16_NVFP4": "fp4",
     "W4A8": "int4",
     "W4A16": "int4",
     "W8A16": "int8",

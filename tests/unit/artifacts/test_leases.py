@@ -134,6 +134,20 @@ def test_any_text_is_a_key_of_its_own(key: str) -> None:
         assert len(parts[1]) <= 150
 
 
+def test_files_of_others_and_damaged_ones_are_passed_over(leases: Leases, objects: MemoryObjects) -> None:
+    leases.acquire("build", "first", LEASE_S).release()
+    for name in ("build/.nfs0000000012", "build/.nfs0000000012.claim", ".DS_Store", "build/deep/00000009.claim"):
+        objects.put(f"locks/{name}", b"")
+    objects.put("locks/build/00000001.beat", b'{"now_s": null}')
+    held = leases.acquire("build", "second", LEASE_S, refuse)
+    assert not held.is_outdone()
+    assert [name for name, _ in leases.held()] == ["build"]
+    objects.put("locks/build/00000002.claim", b'{"lease_s": null}')
+    claim = leases.current("build")
+    assert claim is not None
+    assert claim.lease_s == LEASE_S
+
+
 def test_a_process_is_dead_when_its_number_is_unused_or_anothers() -> None:
     here = this_process()
     assert not here.is_surely_dead()

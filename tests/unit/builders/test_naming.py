@@ -64,6 +64,24 @@ def test_a_repeated_build_does_not_undo_a_rollback(store: Store, tmp_path: Path)
     assert store.aliases("m")["prod"].fingerprint == one.fingerprint
 
 
+def test_builds_of_one_name_that_are_repeated_in_turn_change_nothing(store: Store, tmp_path: Path) -> None:
+    one, two = (publish(store, content, tmp_path) for content in ("one", "two"))
+    for bundle in (one, two):
+        name_bundle(store, SPEC, bundle)
+    store.roll_back("m", "prod", reason="it babbles", rejected=two.fingerprint)
+    for _ in range(2):
+        assert name_bundle(store, SPEC, one) == Naming(1, ("prod",), ("canary",))
+        assert name_bundle(store, SPEC, two) == Naming(2, ("canary",), ("prod",))
+    assert len(store.versions("m")) == 2
+
+
+def test_a_build_that_was_killed_before_its_aliases_were_moved_moves_them(store: Store, tmp_path: Path) -> None:
+    name_bundle(store, SPEC, publish(store, "one", tmp_path))
+    two = publish(store, "two", tmp_path)
+    store.add_version("m", two.fingerprint)
+    assert name_bundle(store, SPEC, two) == Naming(2, ("prod", "canary"), ())
+
+
 def test_an_alias_that_is_new_in_the_specification_is_made(store: Store, tmp_path: Path) -> None:
     bundle = publish(store, "one", tmp_path)
     name_bundle(store, parse_spec({"name": "m"}), bundle)
