@@ -99,6 +99,7 @@ class LineDisplay:
         self._console = console
         self._last: dict[StepName, str] = {}
         self._told_s: dict[StepName, float] = {}
+        self._seen: dict[StepName, Progress] = {}
         self._ended: set[StepName] = set()
 
     def __enter__(self) -> Self:
@@ -131,11 +132,10 @@ class LineDisplay:
         """Print it now and then, if it is new."""
         now_s = time.monotonic()
         told_s = self._told_s.setdefault(step, now_s)
-        what = f"{percent(progress)} {progress.message}".strip()
-        if step not in self._ended and now_s - told_s >= _LINE_EVERY_S and self._last.get(step) != what:
+        if step not in self._ended and now_s - told_s >= _LINE_EVERY_S and self._seen.get(step) != progress:
             self._told_s[step] = now_s
-            self._last[step] = what
-            self.say(f"{step.value}: {what}")
+            self._seen[step] = progress
+            self.say(f"{step.value}: {percent(progress)} {progress.message}".rstrip())
 
     def ended(self, step: StepName, end: StepEnd, what: str = "") -> None:
         """Print it."""
@@ -153,6 +153,7 @@ class _Row:
     ended_s: float | None = None
     progress: Progress | None = None
     progress_s: float = 0.0  # when the first progress came: what is left is judged from there
+    seen: Progress | None = None  # the last one, which is told again and again, also after what it was of has ended
 
 
 class LiveDisplay:
@@ -200,9 +201,11 @@ class LiveDisplay:
         """Show it."""
         with self._lock:
             row = self._rows.get(step, _Row())
-            if row.state == "working":
+            if row.state == "working" and progress != row.seen:
                 began_s = row.progress_s if row.progress is not None else time.monotonic()
-                self._rows[step] = replace(row, text=progress.message, progress=progress, progress_s=began_s)
+                self._rows[step] = replace(
+                    row, text=progress.message, progress=progress, seen=progress, progress_s=began_s
+                )
 
     def ended(self, step: StepName, end: StepEnd, what: str = "") -> None:
         """Show it."""

@@ -128,7 +128,8 @@ def _check_answers(address: str) -> None:
     host = address.removeprefix("ray://")
     if address == "auto" or os.environ.get("RAY_USE_TLS", "0") in ("1", "true"):
         return  # Ray looks for it; or it needs Ray's certificates
-    with grpc.insecure_channel(host) as channel:
+    # Like Ray's own connections, past any HTTP proxy of the environment.
+    with grpc.insecure_channel(host, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
             grpc.channel_ready_future(channel).result(_ANSWER_S)
         except grpc.FutureTimeoutError:

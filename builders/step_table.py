@@ -83,7 +83,7 @@ def _without_secrets(spec: BuildSpec) -> BuildSpec:
     target = spec.target
     if target.engine_env is not None:
         target = target.model_copy(update={"engine_env": target.engine_env.model_copy(update={"env_vars": {}})})
-    return spec.model_copy(update={"source": source, "target": target})
+    return spec.model_copy(update={"source": source, "target": target, "store": without_password(spec.store)})
 
 
 def files_of(spec: BuildSpec, step: StepName) -> tuple[str, ...]:

@@ -166,7 +166,10 @@ def _bundle_checkpoint(bundle: BundleSource) -> Checkpoint:
     made = bundle.manifest.quantization
     if made.algorithm is None and made.kv_cache_algorithm is None:
         return checkpoint
-    return replace(checkpoint, precisions=quantized_precisions(made.algorithm, made.kv_cache_algorithm))
+    try:
+        return replace(checkpoint, precisions=quantized_precisions(made.algorithm, made.kv_cache_algorithm))
+    except ValueError as exc:
+        raise ConfigError(f"bundle {bundle}: {exc}; {_REMEDY}") from None
 
 
 def _known_model(name: str) -> ModelShape:

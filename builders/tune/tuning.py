@@ -16,7 +16,7 @@ from builders.evaluate.performance import goal_of, performance_report
 from builders.settings.quantize import TextsSettings
 from builders.texts.reader import read_texts
 from builders.tune.plot import write_plot
-from builders.tune.search import Finished, Point, SearchState, TryNext, conclude, decide, record
+from builders.tune.search import FailureKind, Finished, Point, SearchState, TryNext, conclude, decide, record
 from builders.tune.space import KnobSpace, make_space
 from builders.tune.trial import outcome_of
 from builders.tune.trials import Trials, TrialSettings, described
@@ -80,6 +80,10 @@ class _Search:
         name = f"trial {number}, {_text(trial.named)}"
         self.context.progress(number - 1, tune.max_trials, name)
         result, told = self._runner.run(number, trial, most_s)
+        if self.trials and result.failure is FailureKind.TIMED_OUT and self.seconds >= tune.max_s:
+            # That the search's time is over says nothing of these settings: it concludes from what was there before.
+            logger.info("%s: ended, as max_s=%g are over", name, tune.max_s)
+            return
         outcome = outcome_of(result, goal_of(tune), getattr(trial.settings, "max_batch_size", None))
         self._state = record(self._state, point, outcome)
         self.engine = result.engine or self.engine

@@ -40,6 +40,16 @@ def test_lines_are_changes_and_each_is_told_once() -> None:
     ]
 
 
+def test_a_word_of_before_does_not_hide_what_a_step_does_now() -> None:
+    output = io.StringIO()
+    with make_display(Console(file=output, force_terminal=True, width=120, color_system=None)) as display:
+        display.plan([StepName.TUNE])
+        for what in ("running", "its process ended; try 2 of 3"):
+            display.working(StepName.TUNE, what)
+            display.progress(StepName.TUNE, Progress(9, 10, "trial 9"))
+    assert "try 2 of 3" in [line for line in output.getvalue().splitlines() if "tune" in line][-1]
+
+
 def test_a_terminal_shows_a_line_a_step() -> None:
     last = shown("live").split("checkpoint [bold]")[-1]
     for text in ("✓ fetch", "· reference", "✗ verify", "no room [there]"):

@@ -182,7 +182,11 @@ def test_what_a_step_sees_makes_the_same_fingerprint(parts: set[str], step: Step
 @pytest.mark.parametrize("step", list(StepName))
 def test_no_secret_gets_into_a_report(step: StepName) -> None:
     env = {"py_executable": "/opt/python", "env_vars": {"TOKEN": "secret"}}
-    build = spec(source="https://user:secret@host/model", target={"accelerator": "H100", "engine_env": env})
+    build = spec(
+        source="https://user:secret@host/model",
+        store="sftp://user:secret@host/store",
+        target={"accelerator": "H100", "engine_env": env},
+    )
     assert ("secret" in visible_spec(build, step).model_dump_json()) is (step is F)
 
 

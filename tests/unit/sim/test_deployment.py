@@ -144,6 +144,14 @@ def test_a_bundle_is_simulated_with_its_tuned_settings_and_its_quantized_weights
     assert (latency(made).tensor_parallel, latency(made).weights, latency(made).kv_cache) == (2, "fp8", "fp8")
 
 
+def test_a_bundle_whose_weights_are_not_understood_is_refused(tmp_path: Path) -> None:
+    bundles = Bundles(tmp_path)
+    bundles.publish("one", config=LLAMA, kind="trtllm-checkpoint", quantization={"algorithm": "MIXED_PRECISION"})
+    model = {"id": "m", "bundle": bundles.reference, "resources": {"accelerator_type": "H100"}}
+    with pytest.raises(ConfigError, match=r"bundle tiny@prod \w+: .*MIXED_PRECISION.*--model"):
+        read_deployment(config(tmp_path, model), None, Overrides())
+
+
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [

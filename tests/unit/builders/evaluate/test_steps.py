@@ -1,9 +1,11 @@
 """Reference, tune and verify with the real transformers engine and the quickstart model."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +37,7 @@ def spec(**parts: Any) -> BuildSpec:
                 "tasks": [{"name": "letters", "file": "letters.jsonl", "metric": "multiple_choice"}],
                 "golden_samples": 2,
             },
-            "tune": {"search": "quick", "max_trials": 1, **load},
+            "tune": {"search": "quick", "max_trials": 9, "max_s": 1000, **load},
             **parts,
         }
     )
@@ -129,12 +131,15 @@ def test_a_model_that_computes_no_numbers_is_refused(root: Path, recorded: Path)
     assert not result["passed"]
 
 
-def test_tuning_writes_settings_certificate_and_the_whole_search(root: Path) -> None:
+def test_tuning_writes_settings_certificate_and_the_whole_search(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search's time is over in its second trial, of which nothing is known then."""
+    clock = itertools.chain([0.0, 0.0, 999.8], itertools.repeat(1000.0))
+    monkeypatch.setattr("builders.tune.tuning.time", SimpleNamespace(monotonic=lambda: next(clock)))
     candidate = make_candidate(root, "tuned", lambda scale: scale)
     given = context(root, "tune", {StepName.FETCH: QUICKSTART}, candidate)
     result = tune.run(given)
     assert result["chosen"] == {"max_batch_size": 16, "max_num_tokens": 256}
-    assert result["trials"] == 1
+    assert (result["trials"], result["why"]) == (1, "max_s=1000 are over")
     runtime = BundleRuntime.model_validate_json((given.output / "runtime.json").read_bytes())
     fixed = {"kind": "transformers", "device": "cpu", "num_threads": 1, "warm_up": False}
     assert runtime.engine == {**fixed, **result["chosen"]}
