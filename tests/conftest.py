@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # Examples are judged by what they do, not by how long a busy machine takes for one.
-# Half of hypothesis' examples: there are hundreds of properties, and all tests together may take half an hour.
-settings.register_profile("raytrt", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+# Fewer examples than hypothesis has: there are hundreds of properties, and all tests together may take half an hour.
+settings.register_profile("raytrt", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("raytrt")
 
 # Threads of PyTorch that spin while they wait starve each other on a machine with few cores; read when torch is loaded.

@@ -28,7 +28,8 @@ def make_engine_env(directory: Path = DIRECTORY, requirements: Path = REQUIREMEN
         return python
     shutil.rmtree(directory, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # Not compiled: of all these modules few are ever imported.
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
     subprocess.run([*pip, "-r", str(requirements)], check=True)
     # Without what `raytrt` itself depends on: that is Ray Serve, with the libraries that cannot be had here.
     subprocess.run([*pip, "--no-deps", "-e", str(REPOSITORY)], check=True)

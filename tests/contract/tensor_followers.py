@@ -1,10 +1,8 @@
 """Follower ranks for tests: real processes, forked from one that has imported PyTorch already."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -13,16 +11,10 @@ import torch
 from serve.engines.transformers.engine import TransformersEngine
 from serve.engines.transformers.settings import TransformersSettings
 from serve.engines.transformers.tensor_parallel import TensorRank, open_store, run_follower
+from tests.forks import fork_server
 
 HOST = "127.0.0.1"
 MEETING_S = 60.0
-
-
-def fork_server() -> ForkServerContext:
-    """Return a way to make processes in milliseconds; the first takes as long as importing the library."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def follow(model_dir: Path, settings: TransformersSettings, rank: TensorRank) -> None:

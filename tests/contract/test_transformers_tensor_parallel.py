@@ -21,7 +21,8 @@ from serve.engines.transformers.tensor_parallel import TensorRank, open_store, r
 from serve.errors import ConfigError, EngineDead
 from tests.contract.engine_conformance import EngineConformance
 from tests.contract.engine_conformance_case import GREEDY, EngineCase, EngineLimits
-from tests.contract.tensor_followers import HOST, TensorEngine, follow, fork_server
+from tests.contract.tensor_followers import HOST, TensorEngine, follow
+from tests.forks import fork_server
 from tests.unit.engines.transformers.tiny_model import TINY, VOCAB_SIZE, make_tiny_model
 
 SIZES: dict[str, Any] = {"device": "cpu", "num_threads": 1, "tokens_per_block": 8}

@@ -4,7 +4,6 @@ Made by a fork of a process that has imported everything: a new interpreter woul
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -19,12 +18,11 @@ from builders.display import LineDisplay
 from builders.inputs import inputs_of
 from builders.spec import read_spec
 from serve.artifacts.store import open_store
+from tests.forks import fork_server
 
 PACKAGE = "tests.integration.stand_in_steps"
 INTERRUPTED = 130
 _WAIT_S = 60.0
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["builders.runner", "builders.ray_cluster", __name__])
 
 
 class BuildProgram:
@@ -43,7 +41,7 @@ class BuildProgram:
         self._file.write_text(json.dumps(document))  # JSON is YAML
         environ = dict(os.environ)
         arguments = (self._file, self._said, self._result, store, address, environ)
-        self._process: BaseProcess = _FORKS.Process(target=_main, args=arguments)
+        self._process: BaseProcess = fork_server().Process(target=_main, args=arguments)
         self._process.start()
 
     @property

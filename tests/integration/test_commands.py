@@ -134,33 +134,9 @@ def replaced(before: set[int], now: set[int]) -> bool:
     return len(now) == 2 and before.isdisjoint(now)
 
 
-def single() -> dict[str, Any]:
-    """The same with one replica of each."""
+def test_a_model_that_cannot_start_is_reported_and_ends_up(tmp_path: Path) -> None:
     args = copy.deepcopy(ARGS)
     args["models"][0]["replicas"] = args["gateway"]["replicas"] = 1
-    return args
-
-
-def test_up_in_a_script_logs_what_matters_and_ends_by_sigterm(tmp_path: Path) -> None:
-    """A shell starts a background job with SIGINT ignored; a model's settings leave less context than its files."""
-    args = single()
-    args["models"][0]["engine"]["context_tokens"] = 1024
-    serving = Serving(args, tmp_path, ("env", "--ignore-signal=INT", str(BIN / "raytrt"), "up"))
-    try:
-        serving.wait_until_ready()
-        assert "Serving sim with simulated" in serving.log()
-        assert serving.get("/v1/models/sim")[1]["max_model_len"] == 1024
-        assert ask(serving, max_tokens=None, prompt="x " * 2000)[0] == 400
-        eventually(lambda: "context_length_exceeded" in serving.log(), "the refusal was not logged")
-        serving.process.terminate()
-        serving.process.wait(60)
-        assert not serving.processes()
-    finally:
-        serving.end()
-
-
-def test_a_model_that_cannot_start_is_reported_and_ends_up(tmp_path: Path) -> None:
-    args = single()
     args["models"][0]["engine"]["faults"] = [{"kind": "fail_start", "times": 100}]
     serving = Serving(args, tmp_path)
     try:

@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,14 +17,20 @@ from tests.integration.serving import Serving
 
 SMALL = {"num_cpus": 0.05}
 DEADLINE_S = 60.0
+CONTEXT_TOKENS = 3500
 
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """A system of its own that tests may break."""
-    engine = {"kind": "simulated", "latency": {"kind": "fixed", "decode_step_s": 0.01}}
+    """A system of its own that tests may break, started with SIGINT ignored, as shells start what is followed by &."""
+    engine = {
+        "kind": "simulated",
+        "latency": {"kind": "fixed", "decode_step_s": 0.01},
+        "context_tokens": CONTEXT_TOKENS,  # less than the model's files say
+    }
     model = {"id": "sim", "engine": engine, "replicas": 2, "resources": SMALL, "limits": {"health_check_period_s": 1}}
-    serving = Serving({"models": [model], "gateway": {"num_cpus": 0.05}}, tmp_path_factory.mktemp("fragile"))
+    up = ("env", "--ignore-signal=INT", str(Path(sys.executable).with_name("raytrt")), "up")
+    serving = Serving({"models": [model], "gateway": {"num_cpus": 0.05}}, tmp_path_factory.mktemp("fragile"), up)
     try:
         serving.wait_until_ready()
         yield serving
@@ -106,6 +114,20 @@ async def test_new_requests_are_served_while_a_replica_is_being_replaced(
     ]
     assert statuses == [200] * 50
     await eventually(lambda: _is_whole_without(fragile, victim), "the replica was not replaced")
+
+
+async def test_the_log_has_what_matters(fragile: Serving, http: httpx.AsyncClient) -> None:
+    assert "Serving sim with simulated" in fragile.log()
+    assert fragile.get("/v1/models/sim")[1]["max_model_len"] == CONTEXT_TOKENS
+    long = completion(stream=False, prompt="x " * 2 * CONTEXT_TOKENS)
+    assert (await http.post("/v1/completions", json=long)).status_code == 400
+    await eventually(lambda: "context_length_exceeded" in fragile.log(), "the refusal was not logged")
+
+
+def test_sigterm_ends_everything(fragile: Serving) -> None:
+    fragile.process.terminate()
+    fragile.process.wait(60)
+    assert not fragile.processes()
 
 
 def _is_whole_without(serving: Serving, pid: int) -> bool:

@@ -4,12 +4,13 @@ Python tells of each (`sys.addaudithook`); the process counts them, and ends its
 for, before it takes place.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from tests.forks import fork_server
 
 # Those that change something; to be killed before one that does not is to be killed before the next one that does. A
 # directory that is made, mostly is there already, and means nothing while it is empty.
@@ -36,10 +37,7 @@ def run_killed(action: Callable[..., None], arguments: tuple[Any, ...], place: s
     Returns:
         Whether it got that far; if not, it ended by itself.
     """
-    # Processes come from one that has imported everything, and has no threads.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.unit.artifacts.killed_process", action.__module__])
-    process = context.Process(target=_run, args=(action, arguments, place, operation))
+    process = fork_server().Process(target=_run, args=(action, arguments, place, operation))
     process.start()
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL):

@@ -1,6 +1,5 @@
 """The cache of a node: one download, checked contents, room."""
 
-import multiprocessing
 import os
 import shutil
 import threading
@@ -20,6 +19,7 @@ from serve.artifacts.node_cache import NodeCache
 from serve.artifacts.port import ByteProgress, no_progress
 from serve.artifacts.store import Store, open_store
 from serve.errors import BundleCorrupt, ConfigError, StoreUnavailable
+from tests.forks import fork_server
 from tests.unit.artifacts.fakes import manifest_fields, print_of, read_files, step_fields, write_files
 
 MIB = 1 << 20
@@ -109,8 +109,7 @@ def fetch_in_process(place: Path, log: Path, cache: Path) -> None:
 
 def test_many_processes_bring_a_bundle_once(store: CountedStore, tmp_path: Path) -> None:
     manifest = publish(store, tmp_path, "one", {f"model/{number}": os.urandom(200_000) for number in range(10)})
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = fork_server()
     arguments = (tmp_path / "store", tmp_path / "log", tmp_path / "cache")
     processes = [context.Process(target=fetch_in_process, args=arguments) for _ in range(8)]
     for process in processes:
@@ -233,10 +232,8 @@ def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(store: Stor
 def test_a_bundle_that_another_process_uses_stays(store: Store, tmp_path: Path) -> None:
     one, two = (publish(store, tmp_path, label, {"model/weights": os.urandom(MIB)}) for label in ("one", "two"))
     root = tmp_path / "cache"
-    ready, done = (multiprocessing.get_context("forkserver").Event() for _ in range(2))
-    process = multiprocessing.get_context("forkserver").Process(
-        target=use_until, args=(tmp_path / "store", root, ready, done)
-    )
+    ready, done = (fork_server().Event() for _ in range(2))
+    process = fork_server().Process(target=use_until, args=(tmp_path / "store", root, ready, done))
     process.start()
     ready.wait()
     (used,) = (root / "trees").iterdir()

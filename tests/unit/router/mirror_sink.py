@@ -59,13 +59,20 @@ class MirrorSink:
         self._notify()
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-        """Wait until something that this sink is told makes the condition true."""
+        """Wait until something that this sink is told makes the condition true; it may ask for what is not told yet."""
         self._changed = asyncio.Event()
         async with asyncio.timeout(timeout_s):
-            while not condition():
+            while not _holds(condition):
                 await self._changed.wait()
                 self._changed.clear()
 
     def _notify(self) -> None:
         if self._changed is not None:
             self._changed.set()
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    try:
+        return condition()
+    except LookupError:  # of a replica that told nothing so far
+        return False
