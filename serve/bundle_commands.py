@@ -33,6 +33,7 @@ from serve.errors import BundleCorrupt, ConfigError, StoreUnavailable
 
 STORE_VARIABLE = "RAYTRT_STORE"
 DEFAULT_STORE = "~/.raytrt/store"
+_UNFINISHED = ".unfinished"  # in a directory whose export was broken off: which bundle it is of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -248,11 +249,16 @@ def _verify(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     store, manifest = _resolve(options, options.bundle)
     directory: Path = options.directory
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    unfinished = directory / _UNFINISHED
+    goes_on = unfinished.is_file() and unfinished.read_text() == manifest.fingerprint
+    if directory.exists() and not goes_on and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is there and not empty; name a new directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(manifest.fingerprint)
     with _progress(options, "writing") as progress:
         store.materialize(manifest.files, directory, progress)
     (directory / MANIFEST).write_bytes(write_manifest(manifest))
+    unfinished.unlink()
     if options.json:
         return _print_json({"fingerprint": manifest.fingerprint, "directory": str(directory)})
     print(f"{directory}: bundle {manifest.fingerprint[:12]} ({manifest.name})")

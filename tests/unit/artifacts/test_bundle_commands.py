@@ -146,6 +146,20 @@ def test_bundles_are_verified_and_exported(bundles: Command, tmp_path: Path) -> 
     assert "runtime.json has BLAKE3" in bundles("verify", str(tmp_path / "out"), status=1)
 
 
+def test_an_export_that_was_broken_off_goes_on(bundles: Command, tmp_path: Path) -> None:
+    blob = next(path for path in (tmp_path / "store" / "blobs").glob("*/*") if path.stat().st_size == 3000)
+    content = blob.read_bytes()
+    blob.unlink()
+    of_one = bool(bundles.store.find_damage(found(bundles.store, "one").files))
+    reference, other = ("model@1", "model@2") if of_one else ("model@2", "model@1")
+    assert "is missing" in bundles("export", reference, str(tmp_path / "out"), status=1)
+    blob.write_bytes(content)
+    with pytest.raises(ConfigError, match="is there and not empty"):
+        bundles("export", other, str(tmp_path / "out"))
+    bundles("export", reference, str(tmp_path / "out"))
+    assert "is good" in bundles("verify", str(tmp_path / "out"))
+
+
 def test_damage_is_found_and_removed_so_that_it_can_be_mended(bundles: Command, tmp_path: Path) -> None:
     blob = next(path for path in (tmp_path / "store" / "blobs").glob("*/*") if path.stat().st_size == 3000)
     blob.chmod(0o644)
