@@ -83,8 +83,7 @@ def read_inputs(path: Path, store: str | None = None, progress: ByteProgress = n
     """
     spec, base = read_spec(path), path.absolute().parent
     chosen = store or (None if "store" in spec.model_fields_set else os.environ.get(_STORE_VARIABLE))
-    if chosen:
-        spec = spec.model_copy(update={"store": chosen})
+    spec = spec.model_copy(update={"store": chosen or _beside(base, spec.store)})
     return inputs_of(spec, base, progress)
 
 
@@ -127,6 +126,12 @@ def code_version(step: StepName, package: str = STEPS) -> int:
             ):
                 return number
     raise LookupError(f"{name} has no {_CODE_VERSION}")
+
+
+def _beside(base: Path, store: str) -> str:
+    """Return a store as the build file in a directory means it."""
+    is_fixed = "://" in store or store.startswith("~")
+    return store if is_fixed else str(base / store)
 
 
 def _read(base: Path, name: str) -> bytes:

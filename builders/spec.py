@@ -68,7 +68,10 @@ class BuildSpec(StrictModel):
 
     @model_validator(mode="after")
     def _engine_is_good(self) -> Self:
-        self.engine_settings()  # for its errors
+        try:
+            self.engine_settings()
+        except ValidationError as exc:
+            raise ValueError(describe_mistakes(exc, "engine")) from None
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,10 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     module.add_arguments(parser)
     options = parser.parse_args(rest)
     try:
-        return module.run(options)
+        status = module.run(options)
+        sys.stdout.flush()
+        return status
     except RayTRTError as exc:
         print(f"raytrt: {exc}", file=sys.stderr)
         return 2 if isinstance(exc, ConfigError) else 1
+    except BrokenPipeError:  # who read the output, for instance `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"raytrt {name}: interrupted", file=sys.stderr)
         return 130

@@ -55,7 +55,7 @@ class _Limit:
     as_percent: bool = False
 
     def shown(self, value: float) -> str:
-        return f"{100 * value:.2f} %" if self.as_percent else f"{value:.4g}"
+        return f"{100 * value:.2f} %" if self.as_percent else f"{value:.5g}"
 
 
 def decide(comparison: Comparison, gate: GateSettings, recipe: Recipe = "none") -> GateVerdict:

@@ -179,5 +179,8 @@ def _simulate(choice: Choice, top: int) -> dict[int, Simulated]:
 
 def _write(options: argparse.Namespace, choice: Choice, console: Console) -> None:
     name = options.name or bundle_name(choice.request, choice.best)
-    for path in write_files(options.write, choice.request, choice.best, name, options.store):
-        console.print(f"wrote {path}")
+    try:
+        for path in write_files(options.write, choice.request, choice.best, name, options.store):
+            console.print(f"wrote {path}")
+    except OSError as exc:
+        raise ConfigError(f"--write={options.write}: {exc.strerror}; name a directory that can be written") from None

@@ -4,7 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from serve.core.strict_model import StrictModel, describe_mistakes
 from serve.errors import ConfigError
@@ -22,6 +22,8 @@ class Objective(StrEnum):
 
 class Goal(StrictModel):
     """What the service has to do."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     objective: Objective | None = Field(
         default=None,

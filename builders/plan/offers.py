@@ -1,5 +1,7 @@
 """parse_offers: the GPUs that a command line offers, or those of this machine."""
 
+import math
+
 from builders.plan.request import Offer
 from serve.artifacts.node_facts import NodeFacts
 from serve.artifacts.node_probe import probe_node
@@ -15,6 +17,12 @@ def parse_offers(text: str | None, dollars_per_hour: float | None, gpus_per_node
     Raises:
         ConfigError: A GPU is not known, or a price is none.
     """
+    if gpus_per_node is not None and gpus_per_node < 1:
+        raise ConfigError(f"--gpus-per-node={gpus_per_node}: a node has one or more")
+    if dollars_per_hour is not None and not 0.0 < dollars_per_hour < math.inf:
+        raise ConfigError(
+            f"--gpu-dollars-per-hour={dollars_per_hour:g} is no price in $ per hour; give for instance 2.5"
+        )
     if text is None:
         return (_local_offer(probe_node(), dollars_per_hour, gpus_per_node),)
     offers = [_offer(part.strip(), dollars_per_hour, gpus_per_node) for part in text.split(",") if part.strip()]

@@ -68,7 +68,8 @@ def _load_reasons(request: PlanRequest, judged: list[Evaluation]) -> Iterator[st
     goal, found = request.goal, reach(request, judged)
     best, where = found, f"on {_all_gpus(goal)}"
     if not found.carries_the_rate:
-        yield f"load: {_all_gpus(goal)} cannot carry {goal.rate_per_s or 0:g} requests/s, whatever the limits"
+        spare = f", with {goal.headroom:.0%} of each replica kept free" if goal.headroom else ""
+        yield f"load: {_all_gpus(goal)} cannot carry {goal.rate_per_s or 0:g} requests/s{spare}, whatever the limits"
         best, where = reach(request, judged, alone=True), "for one request alone"
     ttft, tpot = goal.ttft_ms or math.inf, goal.tpot_ms or math.inf
     if best.ttft_ms > ttft:

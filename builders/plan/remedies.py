@@ -42,7 +42,7 @@ def remedies(request: PlanRequest, judged: list[Evaluation]) -> list[Remedy]:
     """Return what would make a request possible, each enough by itself; `judged`: all its candidates."""
     at_rate = reach(request, judged)
     single = [_more_gpus(request), _any_quantization(request), *_relaxed_limits(request, at_rate)]
-    single += [_lower_rate(request, at_rate.rate_per_s), _shorter(request, judged)]
+    single += [_lower_rate(request, at_rate.rate_per_s), _no_headroom(request), _shorter(request, judged)]
     found = [remedy for remedy in single if remedy is not None]
     if not found:
         found = list(_combined(request))
@@ -102,6 +102,10 @@ def _lower_rate(request: PlanRequest, rate_per_s: float) -> Remedy | None:
         if remedy := _remedy(request, f"ask for {rate:g} requests/s", rate_per_s=rate):
             return remedy
     return None
+
+
+def _no_headroom(request: PlanRequest) -> Remedy | None:
+    return _remedy(request, "keep nothing of a replica free", headroom=0.0) if request.goal.headroom else None
 
 
 def _shorter(request: PlanRequest, judged: list[Evaluation]) -> Remedy | None:

@@ -112,6 +112,7 @@ class Names:
         _check_can_move(name, alias)
         series = self._moves(name, alias)
         while True:
+            number = max(series.numbers(), default=0) + 1  # before the history is read: who moved it since, took that
             history = self.history(name, alias)
             if history and rejected is not None and history[-1].fingerprint != rejected:
                 return history[-1]
@@ -119,7 +120,7 @@ class Names:
             if target is None:
                 raise ConfigError(_nothing_to_go_back_to(name, alias, history))
             # Not protected, which may have to wait for a running collection: each one keeps this bundle anyway.
-            if move := self._append(series, len(history) + 1, target, reason, rejected):
+            if move := self._append(series, number, target, reason, rejected):
                 return move
             self._clock.sleep(_AGAIN_S)
 

@@ -67,7 +67,10 @@ def open_objects(url: str) -> Objects:
     """Open what keeps a store's bytes."""
     protocol, separator, path = url.partition("://")
     if not separator or protocol in ("file", "local"):
-        return LocalObjects(Path(path if separator else url).expanduser().absolute())
+        directory = Path(path if separator else url).expanduser().absolute()
+        if directory.exists() and not directory.is_dir():
+            raise ConfigError(f"store: {directory} is a file; name a directory, which need not exist yet")
+        return LocalObjects(directory)
     # Imported here: fsspec takes a while, and a directory needs none of it.
     from serve.artifacts.remote_objects import RemoteObjects
 
@@ -92,7 +95,7 @@ class Store:
         self._leases = Leases(objects, self._clock)
         self._roots = Roots(objects, self._clock, self._leases)
         self._uses = Uses(objects, self._clock)
-        self._names = Names(objects, self._clock, self._protect, self._has_bundle)
+        self._names = Names(objects, self._clock, self._protect, self._is_whole)
         self._publisher = Publisher(objects, self._roots, digests or DigestCache())
         self._collector = Collector(objects, self._clock, self._leases, self._roots, self._names, self._uses)
 
@@ -125,7 +128,7 @@ class Store:
         manifest = self._usable_bundle(fingerprint)
         if manifest is not None and (missing := missing_blobs(self._objects, manifest.files)):
             _log.warning(
-                "%s: of bundle %s %s is missing, so it is made again", self.url, fingerprint[:12], missing[0].path
+                "%s: bundle %s is of no use: %s is missing or cut off", self.url, fingerprint[:12], missing[0].path
             )
             return None
         return manifest
@@ -288,11 +291,14 @@ class Store:
     def _has_bundle(self, fingerprint: str) -> bool:
         return self._objects.size(f"{BUNDLES}/{fingerprint}.json") is not None
 
+    def _is_whole(self, fingerprint: str) -> bool:
+        return self.find_whole_bundle(fingerprint) is not None
+
     def _usable_bundle(self, fingerprint: str) -> Manifest | None:
         try:
             return self.find_bundle(fingerprint)
         except BundleCorrupt as exc:
-            _log.warning("%s: so it is made again", exc)
+            _log.warning("%s", exc)
             return None
 
     @contextmanager

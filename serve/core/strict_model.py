@@ -19,7 +19,10 @@ def describe_mistakes(exc: ValidationError, source: str) -> str:
         if any(_is_inside(other["loc"], error["loc"]) for other in errors):
             continue  # a list "too short" because what stands in it is wrong
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
-        value = "" if error["type"] in ("missing", "extra_forbidden") else f" (got {_shorten(error['input'])})"
+        # What is said of a whole section names what is wrong in it: all of it again would hide that.
+        is_section = error["type"] == "value_error" and isinstance(error["input"], dict)
+        is_clear = is_section or error["type"] in ("missing", "extra_forbidden")
+        value = "" if is_clear else f" (got {_shorten(error['input'])})"
         reason = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             reason = "there is no such setting; check the spelling, or remove it"

@@ -95,3 +95,18 @@ def test_there_are_examples_of_every_kind() -> None:
     assert {read_spec(file).kind.value for file in CONFIGS} == {
         "transformers-checkpoint", "trtllm-checkpoint", "tensorrt-engine",
     }  # fmt: skip
+
+
+def test_a_store_is_beside_the_build_file(tmp_path: Path) -> None:
+    file = tmp_path / "build.yaml"
+    for said, meant in [("./here", str(tmp_path / "here")), ("s3://b/x", "s3://b/x"), ("/there", "/there")]:
+        file.write_text(f"name: m\nstore: {said}\n")
+        assert read_inputs(file).spec.store == meant
+    assert read_inputs(file, "./mine").spec.store == "./mine"  # of the command line, so of the shell's directory
+
+
+def test_a_wrong_engine_setting_is_named_with_its_section(tmp_path: Path) -> None:
+    file = tmp_path / "build.yaml"
+    file.write_text("name: m\nengine: {max_batch: 3}\n")
+    with pytest.raises(ConfigError, match=r"build.yaml: engine.max_batch: there is no such setting; [^{]*$"):
+        read_inputs(file)

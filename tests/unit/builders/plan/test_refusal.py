@@ -1,5 +1,6 @@
 """Refusals name every bound that is violated, and remedies that do help."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,3 +116,14 @@ def test_every_remedy_makes_it_possible(model: str, gpu: str, goal: dict[str, An
     asked = request(model, gpu, recipes=("none",), **goal)
     assume(not is_feasible(asked))
     refused(asked)
+
+
+def test_what_is_kept_free_is_said_and_can_be_given_up() -> None:
+    asked = request(recipes=("none",), rate_per_s=1, max_gpus=1)
+    choice = choose(asked)
+    assert choice is not None
+    most = max(evaluation.most.rate_per_s for evaluation in choice.ranked if evaluation.most is not None)
+    refusal = refused(replace(asked, goal=asked.goal.changed(rate_per_s=0.95 * most)))
+    assert "1 GPU cannot carry" in texts(refusal)
+    assert "with 10% of each replica kept free" in texts(refusal)
+    assert "keep nothing of a replica free: --headroom 0" in texts(refusal)
