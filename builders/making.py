@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from builders.build import BuildOptions
 from builders.context import StepName
@@ -18,6 +19,9 @@ from serve.artifacts.node_facts import NodeFacts
 from serve.artifacts.port import ArtifactStore
 from serve.core.placement import PlacementError
 from serve.errors import ConfigError
+
+if TYPE_CHECKING:  # Ray takes a second to import
+    from builders.ray_cluster import RayCluster
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,7 @@ def outline(inputs: BuildInputs, store: ArtifactStore, address: str | None) -> B
         from builders.ray_cluster import connected
 
         with connected(address) as cluster:
-            cluster.check_accelerator(inputs.spec.target)
-            graph = _graph(inputs, cluster.probe(inputs.spec.target))
-            cluster.check(graph)
+            graph = _graph_there(inputs, cluster, None)
     records = find_records(store, graph)
     published = store.find_whole_bundle(graph.fingerprint) is not None
     refusal = None if published else find_refusal(store, graph)
@@ -104,9 +106,7 @@ def make(
     from builders.runner import BuildRunner
 
     with connected(options.address) as cluster:
-        cluster.check_accelerator(inputs.spec.target)
-        graph = local or _graph(inputs, cluster.probe(inputs.spec.target))
-        cluster.check(graph)
+        graph = _graph_there(inputs, cluster, local)
         runner = BuildRunner(
             graph, inputs.user_files, store, display, options.retry, replaces=replaces, package=inputs.package
         )
@@ -122,6 +122,14 @@ def _probe_here(inputs: BuildInputs) -> tuple[NodeFacts, NodeFacts]:
             "--address of a Ray cluster that has such GPUs, or remove target.accelerator to build on the CPU"
         )
     return facts
+
+
+def _graph_there(inputs: BuildInputs, cluster: "RayCluster", known: BuildGraph | None) -> BuildGraph:
+    """Return the graph on a cluster, the known one if this machine is all of it, once its steps have room there."""
+    cluster.check_accelerator(inputs.spec.target)
+    graph = known or _graph(inputs, cluster.probe(inputs.spec.target))
+    cluster.check(graph)
+    return graph
 
 
 def _graph(inputs: BuildInputs, facts: tuple[NodeFacts, NodeFacts]) -> BuildGraph:

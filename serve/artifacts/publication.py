@@ -61,11 +61,11 @@ class Publisher:
         Args:
             key: Of the record.
             make: Makes it of the files.
-            find: Returns the record that the store has; None: there is none that can be used.
+            find: Returns the record that the store has; None: there is none whose contents are there.
             directory: Of the files; a manifest in it is passed over.
             progress: Told of bytes hashed and stored; each byte counts twice.
         """
-        if found := self._complete(find):
+        if found := find():
             return found
         sources = [file for file in scan_directory(directory) if file.relative != MANIFEST]
         # For its errors, before anything is stored.
@@ -74,17 +74,13 @@ class Publisher:
             record = make(self._store(pending, directory, sources, progress))
             if self._objects.create(key, _json(record)):
                 return record
-            if found := self._complete(find):
+            if found := find():
                 return found
             # What is there cannot be used, its contents are gone: whole records replace each other, so nothing is
             # mixed.
             _log.warning("%s/%s: contents of this record are missing; replacing it", self._objects.url, key)
             self._objects.put(key, _json(record))
-            return self._complete(find) or record
-
-    def _complete(self, find: Callable[[], Record | None]) -> Record | None:
-        found = find()
-        return None if found is None or missing_blobs(self._objects, found.files) else found
+            return find() or record
 
     def _store(
         self, pending: Pending, directory: Path, sources: Sequence[FoundFile], progress: ByteProgress

@@ -125,7 +125,11 @@ class Store:
 
     def find_whole_bundle(self, fingerprint: str) -> Manifest | None:
         """Return the manifest of a bundle whose contents are there; None: it has to be made, perhaps again."""
-        manifest = self._usable_bundle(fingerprint)
+        try:
+            manifest = self.find_bundle(fingerprint)
+        except BundleCorrupt as exc:
+            _log.warning("%s", exc)
+            return None
         if manifest is not None and (missing := missing_blobs(self._objects, manifest.files)):
             _log.warning(
                 "%s: bundle %s is of no use: %s is missing or cut off", self.url, fingerprint[:12], missing[0].path
@@ -172,7 +176,7 @@ class Store:
             return made
 
         return self._publisher.publish(
-            f"{BUNDLES}/{fingerprint}.json", make, lambda: self._usable_bundle(fingerprint), directory, progress
+            f"{BUNDLES}/{fingerprint}.json", make, lambda: self.find_whole_bundle(fingerprint), directory, progress
         )
 
     def publish_step(
@@ -293,13 +297,6 @@ class Store:
 
     def _is_whole(self, fingerprint: str) -> bool:
         return self.find_whole_bundle(fingerprint) is not None
-
-    def _usable_bundle(self, fingerprint: str) -> Manifest | None:
-        try:
-            return self.find_bundle(fingerprint)
-        except BundleCorrupt as exc:
-            _log.warning("%s", exc)
-            return None
 
     @contextmanager
     def _protect(self, fingerprint: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ from serve.artifacts.port import ArtifactStore
 from serve.artifacts.reference import parse_reference
 from serve.artifacts.remote_objects import RemoteObjects
 from serve.artifacts.retry import Retry
-from serve.artifacts.store import Store, open_store
+from serve.artifacts.store import Store
 from serve.errors import BundleCorrupt, ConfigError
 from tests.unit.artifacts import fake_file_systems
 from tests.unit.artifacts.fakes import FakeTime, manifest_fields, print_of, read_files, step_fields, write_files
@@ -379,13 +379,19 @@ def test_a_store_goes_to_other_processes_by_its_address(tmp_path: Path, files: P
 # Going back
 
 
-def test_a_rollback_passes_over_bundles_that_are_damaged(
-    store: Store, objects: Objects, publish: Callable[[str], str]
-) -> None:
+def promoted(store: Store, publish: Callable[[str], str]) -> list[str]:
+    """Publish three bundles, each of which the alias then pointed to; return their fingerprints."""
     prints = [publish(label) for label in ("one", "two", "three")]
     for fingerprint in prints:
         store.add_version("m", fingerprint)
         store.move_alias("m", "prod", fingerprint)
+    return prints
+
+
+def test_a_rollback_passes_over_bundles_that_are_damaged(
+    store: Store, objects: Objects, publish: Callable[[str], str]
+) -> None:
+    prints = promoted(store, publish)
     manifest = store.find_bundle(prints[1])
     assert manifest is not None
     objects.delete(f"blobs/{manifest.files[0].blake3[:2]}/{manifest.files[0].blake3}")
@@ -395,15 +401,6 @@ def test_a_rollback_passes_over_bundles_that_are_damaged(
 def test_a_rollback_does_not_mind_a_record_that_is_gone(
     store: Store, objects: Objects, publish: Callable[[str], str]
 ) -> None:
-    prints = [publish(label) for label in ("one", "two", "three")]
-    for fingerprint in prints:
-        store.add_version("m", fingerprint)
-        store.move_alias("m", "prod", fingerprint)
+    prints = promoted(store, publish)
     objects.delete("names/m/aliases/prod/00000002.json")
     assert store.roll_back("m", "prod", reason="it babbles").fingerprint == prints[0]
-
-
-def test_a_file_is_no_store(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"store: .*/file is a file; name a directory"):
-        open_store(str(tmp_path / "file"))

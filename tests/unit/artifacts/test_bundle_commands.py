@@ -180,3 +180,9 @@ def found(store: Store, label: str) -> Any:
 def test_a_store_that_does_not_answer_is_told(bundles: Command, tmp_path: Path) -> None:
     (tmp_path / "store" / "names" / "model" / "versions" / "00000002.json").write_bytes(b"")
     assert "is no record of a store" in bundles("list", status=1)
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"store: .*/file is a file; name a directory"):
+        open_store(str(tmp_path / "file"))
